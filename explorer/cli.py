@@ -1,0 +1,427 @@
+"""The command line: parse, call, print."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from explorer.exploration import (
+    Exploration,
+    default_runs_dir,
+    exploration_ids,
+    open_exploration,
+)
+from explorer.exploration import resume as resume_exploration
+from explorer.exploration import run as run_spec
+from explorer.presentation import (
+    show_answer,
+    show_comparison,
+    show_costs,
+    show_points,
+    show_result,
+    show_table,
+)
+from explorer.progress import ProgressReport
+from explorer.queries import Answer, Bound, parse_bound
+from explorer.specs import load_spec
+from search_spaces.errors import InputError, UserError
+from search_spaces.problem import Objective
+
+app = typer.Typer(
+    help="Train one hypernetwork, explore its whole frontier, ask for the best setting.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+datasets_app = typer.Typer(help="The data sets that a spec can name.", no_args_is_help=True)
+app.add_typer(datasets_app, name="datasets")
+
+RunsDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--runs-dir", help="Where explorations live [default: EXPLORER_RUNS_DIR or runs/]."
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change a key of the spec: train.epochs=200. Repeatable."),
+]
+Max = Annotated[list[str] | None, typer.Option("--max", help="Upper bound: macs=0.6G. Repeatable.")]
+Min = Annotated[list[str] | None, typer.Option("--min", help="Lower bound: dice=0.9. Repeatable.")]
+Method = Annotated[str | None, typer.Option("--method", help="Ask this method, not the main one.")]
+SpecSource = Annotated[str, typer.Argument(metavar="SPEC", help="A preset's name or a YAML file.")]
+Id = Annotated[str, typer.Argument(metavar="ID", help="An exploration, such as demo-1.")]
+
+
+@app.command()
+def run(
+    spec: SpecSource,
+    changes: Set = None,
+    new: Annotated[
+        bool, typer.Option("--new", help="Start again beside an unfinished one.")
+    ] = False,
+    runs_dir: RunsDir = None,
+    as_json: Json = False,
+) -> None:
+    """Train, explore, test, compare and track a spec; print the exploration's id.
+
+    Presets: demo, sshn-wbc, sshn-oasis, sshn-pets. Example:
+
+        explorer run sshn-wbc --set dataset.root=DIR --set train.seeds=[0]
+    """
+    loaded = load_spec(spec, changes or ())
+
+    def work(progress: ProgressReport) -> Exploration:
+        return run_spec(loaded, runs_dir=runs_dir, new=new, progress=progress)
+
+    _work(work, runs_dir, as_json)
+
+
+@app.command()
+def resume(exploration_id: Id, runs_dir: RunsDir = None, as_json: Json = False) -> None:
+    """Carry on an exploration that was stopped; nothing recorded is computed again."""
+
+    def work(progress: ProgressReport) -> Exploration:
+        return resume_exploration(exploration_id, runs_dir=runs_dir, progress=progress)
+
+    _work(work, runs_dir, as_json)
+
+
+@app.command("list")
+def list_explorations(runs_dir: RunsDir = None, as_json: Json = False) -> None:
+    """List the explorations of a runs directory."""
+    runs = runs_dir or default_runs_dir()
+    rows = []
+    for exploration_id in exploration_ids(runs):
+        exploration = open_exploration(exploration_id, runs)
+        state = exploration.state
+        rows.append(
+            {
+                "exploration_id": exploration_id,
+                "name": exploration.spec.name,
+                "method": exploration.spec.method,
+                "dataset": exploration.spec.dataset.name,
+                "status": state["status"],
+                "num_measurements": state["num_measurements"],
+            }
+        )
+    _print(rows, as_json, lambda: show_table(rows, empty=f"no explorations in {runs}"))
+
+
+@app.command()
+def show(exploration_id: Id, runs_dir: RunsDir = None, as_json: Json = False) -> None:
+    """Show an exploration's state and its spec with every default written out."""
+    exploration = open_exploration(exploration_id, runs_dir)
+    document = {
+        "exploration_id": exploration_id,
+        "folder": str(exploration.folder),
+        **exploration.state,
+        "trials": exploration.trials(),
+        "spec": exploration.spec.model_dump(mode="json"),
+    }
+
+    def text() -> None:
+        for name, value in document.items():
+            if name not in ("spec", "trials"):
+                typer.echo(f"{name}: {value if not isinstance(value, float) else f'{value:.6g}'}")
+        show_table(document["trials"], empty="no trial has ended yet")
+        typer.echo(exploration.spec.to_yaml())
+
+    _print(document, as_json, text)
+
+
+@app.command()
+def cost(
+    spec: SpecSource,
+    at: Annotated[list[str], typer.Option("--at", help="A setting: phi=0.5. Repeatable.")],
+    changes: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a setting costs; nothing is trained and no data are needed."""
+    from explorer.training import build_trainable
+
+    trainable = build_trainable(load_spec(spec, changes or ()))
+    conditioning = trainable.problem.space.validate(_assignments(at))
+    document = {
+        "conditioning": conditioning,
+        "costs": trainable.costs(conditioning),
+        "sizes": trainable.sizes(conditioning),
+    }
+    _print(document, as_json, lambda: show_costs(document))
+
+
+@app.command()
+def frontier(
+    exploration_id: Id,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Against every other method, with costs.")
+    ] = False,
+    between: Annotated[
+        list[str] | None,
+        typer.Option("--between", help="Compare on these settings only: phi=0.1:0.5."),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Draw into a .html or .png file.")
+    ] = None,
+    split: Annotated[
+        str, typer.Option("--split", help="The split that --plot shows: val or test.")
+    ] = "val",
+    method: Method = None,
+    runs_dir: RunsDir = None,
+    as_json: Json = False,
+) -> None:
+    """Print the nondominated settings, chosen on validation, with their test values."""
+    exploration = open_exploration(exploration_id, runs_dir)
+    points = exploration.frontier(method=method)
+    document: dict[str, Any] = {
+        "exploration_id": exploration_id,
+        "method": method or exploration.spec.method,
+        "frontier": [point.to_json() for point in points],
+    }
+    if compare:
+        document["comparison"] = exploration.compare(ranges=_ranges(between))
+    if plot is not None:
+        document["plot"] = str(exploration.plot(plot, split=split))
+
+    def text() -> None:
+        show_points(points, exploration.objectives)
+        if compare:
+            show_comparison(document["comparison"])
+        if plot is not None:
+            typer.echo(f"drawn: {plot}")
+
+    _print(document, as_json, text)
+
+
+@app.command()
+def query(
+    exploration_id: Id,
+    at_most: Max = None,
+    at_least: Min = None,
+    maximize: Annotated[str | None, typer.Option("--maximize", help="What to maximise.")] = None,
+    minimize: Annotated[str | None, typer.Option("--minimize", help="What to minimise.")] = None,
+    method: Method = None,
+    runs_dir: RunsDir = None,
+    as_json: Json = False,
+) -> None:
+    """Ask for the best setting within bounds; exit 3 when nothing fits.
+
+    Chosen on validation, its test value beside it. Examples:
+
+        explorer query demo-1 --max macs=10M
+        explorer query demo-1 --min dice=0.85 --minimize macs
+    """
+    exploration = open_exploration(exploration_id, runs_dir)
+    answer = _answer(exploration, at_most, at_least, maximize, minimize, method)
+    _print(answer.to_json(), as_json, lambda: show_answer(answer))
+    if not answer.feasible:
+        raise typer.Exit(3)
+
+
+@app.command()
+def export(
+    exploration_id: Id,
+    output: Annotated[Path, typer.Option("--output", help="A new folder.")],
+    at_most: Max = None,
+    at_least: Min = None,
+    maximize: Annotated[str | None, typer.Option("--maximize", help="What to maximise.")] = None,
+    minimize: Annotated[str | None, typer.Option("--minimize", help="What to minimise.")] = None,
+    method: Method = None,
+    format_name: Annotated[
+        str, typer.Option("--format", help="safetensors: weights, and a JSON to rebuild from.")
+    ] = "safetensors",
+    runs_dir: RunsDir = None,
+    as_json: Json = False,
+) -> None:
+    """Write the primary network of a query's answer, the hypernetwork left out."""
+    if format_name != "safetensors":
+        raise InputError(f"--format {format_name}: unknown; known: safetensors")
+    exploration = open_exploration(exploration_id, runs_dir)
+    answer = _answer(exploration, at_most, at_least, maximize, minimize, method)
+    if answer.point is None:
+        _print(answer.to_json(), as_json, lambda: show_answer(answer))
+        raise typer.Exit(3)
+    exported = exploration.export(answer.point, output)
+    document = exported.to_json()
+
+    def text() -> None:
+        show_answer(answer)
+        typer.echo(f"exported {exported.trial_id} to {output}")
+
+    _print(document, as_json, text)
+
+
+@app.command()
+def ui(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 5000,
+    runs_dir: RunsDir = None,
+) -> None:
+    """Open the MLflow UI on the explorations of a runs directory."""
+    from explorer.tracking import tracking_uri
+
+    uri = tracking_uri(runs_dir or default_runs_dir())
+    if "://" in uri and uri.startswith("http"):
+        typer.echo(f"tracking is on a server: open {uri}")
+        return
+    typer.echo(f"MLflow UI: http://{host}:{port} (stop with Ctrl-C)", err=True)
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
+    os.execv(sys.executable, [*command, "--host", host, "--port", str(port)])
+
+
+@datasets_app.command("list")
+def datasets_list(as_json: Json = False) -> None:
+    """List the registered data sets."""
+    from trainables.datasets.sources import DATASETS
+
+    rows = [
+        {
+            "name": source.name,
+            "needs_root": source.needs_root,
+            "size": "x".join(map(str, source.size)),
+            "labels": len(source.labels),
+            "summary": source.summary,
+        }
+        for source in DATASETS.values()
+    ]
+    _print(rows, as_json, lambda: show_table(rows, empty=""))
+
+
+@datasets_app.command("check")
+def datasets_check(
+    name: Annotated[str, typer.Argument(help="A data set of `explorer datasets list`.")],
+    root: Annotated[Path, typer.Option("--root", help="The folder of its files.")],
+    as_json: Json = False,
+) -> None:
+    """Count and validate the files of a data set; exit 2 when something is wrong."""
+    from search_spaces.errors import unknown_name
+    from trainables.datasets.sources import DATASETS
+
+    if name not in DATASETS:
+        raise unknown_name("data set", name, DATASETS)
+    report = DATASETS[name].check(root)
+    document = {
+        "name": name,
+        "root": str(root),
+        "num_images": report.num_images,
+        "problems": list(report.problems),
+        "details": report.details,
+    }
+
+    def text() -> None:
+        typer.echo(f"{name} in {root}: {report.num_images} images")
+        for key, value in report.details.items():
+            typer.echo(f"  {key}: {value}")
+        for problem in report.problems:
+            typer.echo(f"  problem: {problem}")
+
+    _print(document, as_json, text)
+    if report.problems:
+        raise typer.Exit(2)
+
+
+def main() -> None:
+    """Entry point: users' mistakes become one line and an exit code; our bugs keep a traceback."""
+    # a scheduler's SIGTERM is to leave a resumable exploration, as Ctrl-C does
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        app()
+    except UserError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        sys.exit(130)
+
+
+def _work(
+    work: Callable[[ProgressReport], Exploration], runs_dir: Path | None, as_json: bool
+) -> None:
+    """Carry out long work with progress on stderr, then print its result on stdout."""
+    progress = ProgressReport()
+    try:
+        with _stdout_to_stderr():
+            exploration = work(progress)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; carry it on with explorer resume ID", err=True)
+        for exploration_id in exploration_ids(runs_dir or default_runs_dir())[-1:]:
+            typer.echo(f"the newest: {exploration_id}", err=True)
+        raise typer.Exit(130) from None
+    _print(exploration.summary(), as_json, lambda: show_result(exploration))
+
+
+@contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """Whatever libraries print goes to stderr: stdout holds the answer alone."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def _print(document: Any, as_json: bool, text: Callable[[], None]) -> None:
+    if as_json:
+        typer.echo(json.dumps(document, allow_nan=False))
+    else:
+        text()
+
+
+def _answer(
+    exploration: Exploration,
+    at_most: list[str] | None,
+    at_least: list[str] | None,
+    maximize: str | None,
+    minimize: str | None,
+    method: str | None,
+) -> Answer:
+    if maximize and minimize:
+        raise InputError("--maximize and --minimize: expected one of them, got both")
+    objective: Objective | None = None
+    if maximize or minimize:
+        direction: Literal["maximize", "minimize"] = "maximize" if maximize else "minimize"
+        objective = Objective(maximize or minimize or "", direction)
+    bounds: list[Bound] = [parse_bound(text, "max") for text in at_most or ()]
+    bounds += [parse_bound(text, "min") for text in at_least or ()]
+    return exploration.query(bounds, objective=objective, method=method)
+
+
+def _assignments(texts: list[str]) -> dict[str, Any]:
+    """`NAME=VALUE` texts as a mapping; numbers where they are numbers."""
+    values: dict[str, Any] = {}
+    for text in texts:
+        name, separator, value = text.partition("=")
+        if not separator:
+            raise InputError(f"--at {text}: expected NAME=VALUE such as phi=0.5")
+        try:
+            values[name.strip()] = float(value)
+        except ValueError:
+            values[name.strip()] = value.strip()
+    return values
+
+
+def _ranges(texts: list[str] | None) -> dict[str, tuple[float, float]]:
+    ranges = {}
+    for text in texts or ():
+        name, _, ends = text.partition("=")
+        low, _, high = ends.partition(":")
+        try:
+            ranges[name.strip()] = float(low), float(high)
+        except ValueError:
+            raise InputError(
+                f"--between {text}: expected NAME=LOW:HIGH such as phi=0.1:0.5"
+            ) from None
+    return ranges

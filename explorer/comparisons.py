@@ -1,0 +1,236 @@
+"""Statistics between methods: costs, paired differences, the same quality for less.
+
+Shapes: s seeds, i images; selection is on the validation split, test values stand beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from explorer.queries import Columns, Floats, Point, PointTable
+from search_spaces.problem import Objective
+
+NUM_RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Mean of one method minus another's on the same images, settings and number of seeds.
+
+    Attributes:
+        difference: mean over seeds, images and settings, in the metric's unit.
+        low: lower end of the 95 % interval.
+        high: upper end.
+        num_settings: common settings that were averaged.
+        num_images: paired images.
+        num_seeds: of each method.
+    """
+
+    method: str
+    against: str
+    metric: str
+    difference: float
+    low: float
+    high: float
+    num_settings: int
+    num_images: int
+    num_seeds: int
+
+
+def paired_difference(first: Floats, second: Floats) -> tuple[float, float, float]:
+    """Mean difference of two (s, i) arrays with its 95 % interval over images and seeds.
+
+    Percentile bootstrap: images are drawn once for both methods, since they are the same images;
+    the seeds of each are drawn separately, since a seed of one is no partner of a seed of the
+    other. Source: Owen (2007), arXiv:0711.2000, on resampling crossed factors independently.
+
+    Args:
+        first: values of seeds and images; NaN where undefined.
+        second: the same images; another number of seeds is allowed.
+
+    Returns:
+        Mean, lower and upper end.
+    """
+    generator = np.random.default_rng(0)
+    num_images = first.shape[1]
+    shares = generator.multinomial(num_images, np.full(num_images, 1 / num_images), NUM_RESAMPLES)
+
+    def resampled(values: Floats) -> Floats:
+        s = len(values)
+        seeds = generator.multinomial(s, np.full(s, 1 / s), NUM_RESAMPLES)
+        present = np.isfinite(values)
+        totals = np.einsum("bs,si,bi->b", seeds, np.where(present, values, 0), shares)
+        counts = np.einsum("bs,si,bi->b", seeds, present, shares)
+        means: Floats = totals / np.maximum(counts, 1)
+        return means
+
+    draws = resampled(first) - resampled(second)
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return float(np.nanmean(first) - np.nanmean(second)), float(low), float(high)
+
+
+def paired_differences(
+    samples: Columns,
+    *,
+    method: str,
+    metric: str,
+    ranges: Mapping[str, tuple[float, float]],
+) -> list[PairedDifference]:
+    """Compare a method with every other one on the settings that both were evaluated at.
+
+    Args:
+        samples: values per image of one split, one array per column.
+        method: the one that the others are compared with.
+        metric: which values.
+        ranges: only settings whose conditioning lies within these, both ends included.
+    """
+    inside = np.ones(len(samples["method"]), dtype=bool)
+    for name, (low, high) in ranges.items():
+        values = samples[f"conditioning/{name}"]
+        inside &= (values >= low - 1e-9) & (values <= high + 1e-9)
+    differences = []
+    for other in sorted(set(samples["method"][inside].tolist()) - {method}):
+        settings = _settings(samples, inside, method) & _settings(samples, inside, other)
+        if not settings:
+            continue
+        common = inside & np.isin(samples["setting_id"], sorted(settings))
+        first = _by_seed_and_image(samples, common & (samples["method"] == method), metric)
+        second = _by_seed_and_image(samples, common & (samples["method"] == other), metric)
+        mean, low, high = paired_difference(first, second)
+        differences.append(
+            PairedDifference(
+                method,
+                other,
+                metric,
+                mean,
+                low,
+                high,
+                num_settings=len(settings),
+                num_images=first.shape[1],
+                num_seeds=min(len(first), len(second)),
+            )
+        )
+    return differences
+
+
+def _settings(samples: Columns, rows: NDArray[np.bool_], method: str) -> set[str]:
+    return set(samples["setting_id"][rows & (samples["method"] == method)].tolist())
+
+
+def _by_seed_and_image(samples: Columns, rows: NDArray[np.bool_], metric: str) -> Floats:
+    """Means over settings (s, i), images in the order of their ids."""
+    seeds, seed_codes = np.unique(samples["seed"][rows], return_inverse=True)
+    images, image_codes = np.unique(samples["sample_id"][rows].astype(str), return_inverse=True)
+    values = samples[f"metric/{metric}"][rows].astype(np.float64)
+    present = np.isfinite(values)
+    cells = seed_codes * len(images) + image_codes
+    size = len(seeds) * len(images)
+    totals = np.bincount(cells[present], weights=values[present], minlength=size)
+    counts = np.bincount(cells[present], minlength=size)
+    means = np.where(counts > 0, totals / np.maximum(counts, 1), np.nan)
+    return means.reshape(len(seeds), len(images))
+
+
+@dataclass(frozen=True)
+class MethodCost:
+    """What a method took, all its seeds and grid values together.
+
+    Attributes:
+        train_s: processor seconds (on a GPU: seconds) of training, validation and checkpoints.
+        evaluation_s: the same of exploring the validation split.
+        num_trainings: trials behind it.
+        num_settings: different settings that it answers for.
+    """
+
+    train_s: float
+    evaluation_s: float
+    num_trainings: int
+    num_settings: int
+
+
+def method_costs(columns: Columns) -> dict[str, MethodCost]:
+    """The cost of every method in a table; trainings that were not explored do not count."""
+    costs = {}
+    explored = columns["split"] == "val"
+    for method in dict.fromkeys(columns["method"].tolist()):
+        rows = explored & (columns["method"] == method)
+        trials = columns["trial_id"][rows].astype(str)
+        _, first = np.unique(trials, return_index=True)
+        costs[method] = MethodCost(
+            train_s=float(columns["cost/train_s"][rows][first].sum()),
+            evaluation_s=float(columns["evaluation_s"][rows].sum()),
+            num_trainings=len(first),
+            num_settings=len(set(columns["setting_id"][rows].tolist())),
+        )
+    return costs
+
+
+def compare(
+    columns: Columns,
+    samples: Columns | None,
+    *,
+    method: str,
+    objectives: Sequence[Objective],
+    ranges: Mapping[str, tuple[float, float]],
+) -> dict[str, Any]:
+    """How a method does against the others, as plain data.
+
+    Per method: cost, its ratio to the main method's (training alone, and with the evaluations
+    counted), the best point on validation, hypervolume; per other method: the paired difference
+    on test and the iso-accuracy saving, chosen on validation.
+    """
+    costs = method_costs(columns)
+    quality, cost = objectives[0], objectives[-1]
+    tables = {name: PointTable.of(columns, method=name) for name in costs}
+    ref_point = _ref_point(tables.values(), objectives)
+    best = {name: table.best(quality) for name, table in tables.items()}
+    methods = {}
+    for name, table in tables.items():
+        own, main = costs[name], costs[method]
+        methods[name] = {
+            **asdict(own),
+            "train_ratio": own.train_s / main.train_s,
+            "total_ratio": (own.train_s + own.evaluation_s) / (main.train_s + main.evaluation_s),
+            "hypervolume": table.frontier(objectives).hypervolume(ref_point),
+            "best": best[name].to_json(),
+        }
+    differences = (
+        []
+        if samples is None
+        else paired_differences(samples, method=method, metric=quality.name, ranges=ranges)
+    )
+    return {
+        "method": method,
+        "objectives": [asdict(objective) for objective in objectives],
+        "ref_point": dict(zip([o.name for o in objectives], ref_point.tolist(), strict=True)),
+        "methods": methods,
+        "paired_on_test": [asdict(difference) for difference in differences],
+        "iso_accuracy": {
+            name: _iso_accuracy(tables[method], best[name], quality, cost)
+            for name in tables
+            if name != method
+        },
+    }
+
+
+def _ref_point(tables: Any, objectives: Sequence[Objective]) -> Floats:
+    """The worst value of every objective over all points, as losses; the same for all methods."""
+    losses = [[o.to_loss(t.values(o.name)) for o in objectives] for t in tables]
+    return np.array([max(np.nanmax(own[k]) for own in losses) for k in range(len(objectives))])
+
+
+def _iso_accuracy(
+    table: PointTable, reference: Point, quality: Objective, cost: Objective
+) -> dict[str, Any]:
+    """The cheapest point at least as good on validation as another method's best."""
+    target = reference.metrics[quality.name]
+    point = table.iso_accuracy(target, objective=quality, cost=cost.name).point
+    if point is None or cost.name not in point.costs:
+        return {"target": target, "point": None, "saving": None}
+    saving = 1 - point.costs[cost.name] / reference.costs[cost.name]
+    return {"target": target, "point": point.to_json(), "saving": saving}

@@ -1,0 +1,324 @@
+"""The exploration: what users hold, and how one is carried out, resumed and found again.
+
+Importing this module, opening an exploration and querying it load neither torch nor ray.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from explorer.comparisons import compare
+from explorer.measurements import columns_of
+from explorer.progress import ProgressReport
+from explorer.queries import Answer, Bound, Columns, Point, PointTable
+from explorer.specs import ExplorationSpec, spec_of
+from explorer.store import (
+    measurements_store,
+    read_json,
+    samples_store,
+    set_state,
+    write_json,
+    write_lock,
+    write_text,
+)
+from search_spaces.errors import InputError, UserError
+from search_spaces.problem import Objective
+
+if TYPE_CHECKING:
+    from explorer.exporting import Export
+    from trainables.datasets.base import ImageDataset
+
+DEFAULT_RUNS_DIR = "runs"
+
+
+def default_runs_dir() -> Path:
+    """`EXPLORER_RUNS_DIR` where it is set, otherwise `runs/` in the working directory."""
+    return Path(os.environ.get("EXPLORER_RUNS_DIR") or DEFAULT_RUNS_DIR)
+
+
+class Exploration:
+    """One spec carried out, or being carried out; it owns nothing that its folder does not say.
+
+    Args:
+        folder: RUNS/ID.
+
+    Raises:
+        InputError: no exploration lies there, or its files are damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.id = folder.name
+        if not (folder / "state.json").is_file():
+            known = ", ".join(e for e in exploration_ids(folder.parent)) or "none"
+            raise InputError(f"no exploration {self.id!r} in {folder.parent}; there are: {known}")
+
+    def __repr__(self) -> str:
+        return f"Exploration({self.id!r}, {self.state['status']}, {self.folder})"
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Status, digests, times and the problem, as written by the process that runs it."""
+        state: dict[str, Any] = read_json(self.folder / "state.json")
+        return state
+
+    @cached_property
+    def spec(self) -> ExplorationSpec:
+        """The spec with every default written out."""
+        path = self.folder / "spec.yaml"
+        try:
+            data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise InputError(f"{path}: expected the exploration's spec; restore it") from error
+        return spec_of(data, str(path))
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """The objectives of the front; the first is a query's default."""
+        return tuple(Objective(**objective) for objective in self.state["objectives"])
+
+    def table(self) -> Columns:
+        """The measurements, one array per column.
+
+        Raises:
+            InputError: nothing was measured yet, or the store is damaged.
+        """
+        columns = columns_of(measurements_store(self.folder).load())
+        if not len(columns["split"]):
+            raise InputError(
+                f"{self.id} holds no measurements yet (it is {self.state['status']}); "
+                f"explorer resume {self.id} carries it on"
+            )
+        return columns
+
+    def points(self, *, method: str | None = None, split: str = "val") -> PointTable:
+        """The points of a method (the exploration's own by default), seeds averaged."""
+        return PointTable.of(self.table(), method=method or self.spec.method, split=split)
+
+    def query(
+        self,
+        bounds: Sequence[Bound] = (),
+        *,
+        objective: Objective | None = None,
+        method: str | None = None,
+    ) -> Answer:
+        """The best point within bounds, chosen on validation (Eq. 3 of the paper)."""
+        return self.points(method=method).query(bounds, objective=objective or self.objectives[0])
+
+    def frontier(self, *, method: str | None = None) -> list[Point]:
+        """The nondominated points of a method on validation, by ascending last objective."""
+        table = self.points(method=method)
+        front = table.frontier(self.objectives)
+        points = [table.point(int(index)) for index in front.ids]
+        last = self.objectives[-1].name
+        return sorted(points, key=lambda point: {**point.metrics, **point.costs}[last])
+
+    def compare(self, *, ranges: Mapping[str, tuple[float, float]] | None = None) -> dict[str, Any]:
+        """The exploration's method against its baselines; see `comparisons.compare`."""
+        columns = self.table()
+        samples = samples_store(self.folder).load()
+        return compare(
+            columns,
+            columns_of(samples) if samples.num_rows else None,
+            method=self.spec.method,
+            objectives=self.objectives,
+            ranges=ranges or {},
+        )
+
+    def trials(self) -> list[dict[str, Any]]:
+        """One row per ended training: what it was, how it ended, what it took."""
+        rows = []
+        for path in sorted((self.folder / "trials").glob("*/trial.json")):
+            record = read_json(path)
+            row = {**record.pop("trial"), **record}
+            row.pop("history")
+            rows.append(row)
+        return rows
+
+    def plot(self, path: str | Path, *, split: str = "val") -> Path:
+        """Draw the fronts of all methods into a .html or .png file.
+
+        Raises:
+            InputError: another kind of file, or a split without measurements.
+        """
+        from explorer.reporting import plot_frontier
+
+        return plot_frontier(
+            Path(path),
+            self.table(),
+            self.objectives,
+            main=self.spec.method,
+            split=split,
+            title=self.id,
+        )
+
+    def export(self, point: Point, output: str | Path) -> Export:
+        """Write the primary network at a point, of the seed that is best on validation."""
+        from explorer.exporting import export
+
+        return export(self.folder, self.spec, self.table(), self.objectives[0], point, Path(output))
+
+    def summary(self) -> dict[str, Any]:
+        """What `explorer run` prints as JSON."""
+        state = self.state
+        has_rows = state["num_measurements"] > 0
+        return {
+            "exploration_id": self.id,
+            "name": self.spec.name,
+            "status": state["status"],
+            "num_measurements": state["num_measurements"],
+            "frontier": [point.to_json() for point in self.frontier()] if has_rows else [],
+            "elapsed_s": state["elapsed_s"],
+        }
+
+
+def exploration_ids(runs_dir: Path) -> list[str]:
+    """Ids of the explorations in a runs directory, oldest first."""
+    if not runs_dir.is_dir():
+        return []
+    found = [path.parent for path in runs_dir.glob("*/state.json")]
+    return [path.name for path in sorted(found, key=lambda p: (p / "spec.yaml").stat().st_mtime)]
+
+
+def open_exploration(exploration_id: str, runs_dir: str | Path | None = None) -> Exploration:
+    """An exploration by its id.
+
+    Raises:
+        InputError: there is none of that id.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", exploration_id):
+        raise InputError(f"expected an exploration id such as demo-1, got {exploration_id!r}")
+    return Exploration(Path(runs_dir or default_runs_dir()) / exploration_id)
+
+
+def run(
+    spec: ExplorationSpec,
+    *,
+    runs_dir: str | Path | None = None,
+    new: bool = False,
+    progress: ProgressReport | None = None,
+) -> Exploration:
+    """Carry out a spec: train, explore, test, compare, track.
+
+    Args:
+        spec: what to do.
+        runs_dir: where explorations live; default `EXPLORER_RUNS_DIR` or `runs/`.
+        new: start again although an exploration of the same spec is unfinished.
+        progress: where to show progress; nowhere by default.
+
+    Raises:
+        InputError: the spec or the data are wrong, or an exploration of it is unfinished.
+        RunError: it could not be carried out; `resume` goes on where it stopped.
+    """
+    from explorer.session import check_spec, code_version, load_data
+
+    runs = Path(runs_dir or default_runs_dir())
+    objectives = check_spec(spec)
+    if not new:
+        _refuse_unfinished(spec, runs)
+    dataset = load_data(spec)
+    folder = _new_folder(runs, spec.name)
+    write_text(folder / "spec.yaml", spec.to_yaml())
+    state = {
+        "status": "running",
+        "spec_digest": spec.digest,
+        "data_digest": dataset.digest,
+        "code_version": code_version(),
+        "created": time.time(),
+        "num_measurements": 0,
+        "elapsed_s": {},
+        "num_images": len(dataset),
+        "objectives": [asdict(objective) for objective in objectives],
+    }
+    write_json(folder / "state.json", state)
+    exploration = Exploration(folder)
+    _carry_out(exploration, dataset, progress)
+    return exploration
+
+
+def resume(
+    exploration_id: str,
+    *,
+    runs_dir: str | Path | None = None,
+    progress: ProgressReport | None = None,
+) -> Exploration:
+    """Carry on an exploration that was stopped; nothing recorded is computed again.
+
+    Raises:
+        InputError: unknown id, or data that changed since it began.
+        RunError: it could not be carried out.
+    """
+    from explorer.session import check_spec, load_data
+
+    exploration = open_exploration(exploration_id, runs_dir)
+    check_spec(exploration.spec)
+    dataset = load_data(exploration.spec)
+    expected = exploration.state["data_digest"]
+    if dataset.digest != expected:
+        raise InputError(
+            f"{exploration_id}: the data set {exploration.spec.dataset.name!r} changed since the "
+            f"exploration began (digest {expected[:12]}, now {dataset.digest[:12]}); restore the "
+            f"data, or run the spec anew with --new"
+        )
+    _carry_out(exploration, dataset, progress)
+    return exploration
+
+
+def _refuse_unfinished(spec: ExplorationSpec, runs: Path) -> None:
+    for exploration_id in exploration_ids(runs):
+        state = read_json(runs / exploration_id / "state.json")
+        if state["spec_digest"] == spec.digest and state["status"] != "finished":
+            raise InputError(
+                f"{exploration_id} has the same spec and is {state['status']}: carry it on with "
+                f"explorer resume {exploration_id}, or start another with --new"
+            )
+
+
+def _new_folder(runs: Path, name: str) -> Path:
+    """Take the next free id: NAME-1, NAME-2, ..."""
+    number = 1
+    while True:
+        folder = runs / f"{name}-{number}"
+        try:
+            runs.mkdir(parents=True, exist_ok=True)
+            folder.mkdir()
+        except FileExistsError:
+            if not runs.is_dir():
+                raise InputError(f"--runs-dir {runs}: expected a folder, found a file") from None
+            number += 1
+        except OSError as error:
+            raise InputError(
+                f"--runs-dir {runs}: cannot be written ({error.strerror}); choose another"
+            ) from error
+        else:
+            return folder
+
+
+def _carry_out(
+    exploration: Exploration, dataset: ImageDataset, progress: ProgressReport | None
+) -> None:
+    from explorer.session import Session
+
+    progress = progress or ProgressReport(quiet=True)
+    folder = exploration.folder
+    with write_lock(folder / "lock"):
+        set_state(folder, status="running")
+        session = Session(folder, exploration.spec, exploration.objectives, dataset, progress)
+        try:
+            with progress:
+                session.carry_out()
+        except KeyboardInterrupt:
+            set_state(folder, status="interrupted")
+            raise
+        except UserError as error:
+            set_state(folder, status="failed", error=str(error))
+            raise

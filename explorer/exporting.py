@@ -1,0 +1,175 @@
+"""The hand-over: a primary network with its predicted weights, the hypernetwork left out.
+
+A folder with `weights.safetensors` and `network.json`; loading it executes nothing of its content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from explorer.queries import Columns, Point
+from explorer.specs import ExplorationSpec
+from explorer.store import read_json
+from explorer.training import build_trainable, read_record, read_weights
+from search_spaces.errors import InputError, RunError, unknown_name
+from search_spaces.problem import Objective
+from search_spaces.space import Value
+from trainables.networks.unet import UNet
+from trainables.scale_space import MaterializedNetwork, ScaleSpaceSegmentation
+from trainables.train_loop import load_tensors, read_tensors
+
+FORMAT_VERSION = 1
+NETWORKS = {"unet": UNet}
+WEIGHTS_FILE, NETWORK_FILE = "weights.safetensors", "network.json"
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was handed over, and where.
+
+    Attributes:
+        folder: holds `weights.safetensors` and `network.json`.
+        trial_id: the seed's trial that is best on validation at this point.
+        point: the point that was exported.
+    """
+
+    folder: Path
+    trial_id: str
+    point: Point
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, as `explorer export --json` prints it."""
+        return {
+            "output": str(self.folder),
+            "files": [str(self.folder / name) for name in (WEIGHTS_FILE, NETWORK_FILE)],
+            "trial_id": self.trial_id,
+            "point": self.point.to_json(),
+        }
+
+
+def materialize(
+    folder: Path, spec: ExplorationSpec, trial_id: str, conditioning: Mapping[str, Value]
+) -> MaterializedNetwork:
+    """The primary network of a trial at a conditioning.
+
+    Raises:
+        InputError: the trial's weights are missing or damaged.
+    """
+    trial_dir = folder / "trials" / trial_id
+    trial = read_record(trial_dir).trial
+    trainable = build_trainable(spec, trial.method, trial.settled)
+    assert isinstance(trainable, ScaleSpaceSegmentation)
+    module = trainable.build(trial.seed)
+    load_tensors(module, read_weights(trial_dir), str(trial_dir))
+    names = trainable.problem.space.conditioning.names
+    return trainable.materialize(module, {name: conditioning[name] for name in names})
+
+
+def export(
+    folder: Path,
+    spec: ExplorationSpec,
+    columns: Columns,
+    objective: Objective,
+    point: Point,
+    output: Path,
+) -> Export:
+    """Write the primary network at a point, of the seed that is best on validation.
+
+    Args:
+        folder: RUNS/ID.
+        spec: of the exploration.
+        columns: its measurements.
+        objective: by which the best seed is chosen.
+        point: to export.
+        output: a new or empty folder.
+
+    Raises:
+        InputError: `output` holds something else already, or weights are missing.
+        RunError: `output` cannot be written.
+    """
+    trial_id = _best_trial(columns, objective, point)
+    network = materialize(folder, spec, trial_id, point.conditioning)
+    primary = network.primary
+    assert isinstance(primary, UNet)
+    weights = {name: tensor.contiguous() for name, tensor in network.settled.items()}
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"--output {output}: expected a new or empty folder")
+    trainable = build_trainable(spec)
+    assert isinstance(trainable, ScaleSpaceSegmentation)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        save_file(weights, output / WEIGHTS_FILE)
+        description = {
+            "format_version": FORMAT_VERSION,
+            "architecture": "unet",
+            "arguments": primary.arguments,
+            "factors": list(network.factors),
+            "input": {
+                "channels": primary.in_channels,
+                "size": list(trainable.model.size),
+                "intensities": "float32 in [-1, 1]: 8-bit values / 127.5 - 1",
+            },
+            "output": {"labels": ["background", *trainable.model.labels]},
+            "exploration_id": folder.name,
+            "trial_id": trial_id,
+            "method": point.method,
+            "conditioning": dict(point.conditioning),
+            "dataset": spec.dataset.name,
+            "metrics": dict(point.metrics),
+            "test_metrics": dict(point.test_metrics),
+            "costs": dict(point.costs),
+            "weights_sha256": hashlib.sha256((output / WEIGHTS_FILE).read_bytes()).hexdigest(),
+        }
+        (output / NETWORK_FILE).write_text(json.dumps(description, indent=2), encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"--output {output}: cannot be written ({error.strerror})") from error
+    return Export(output, trial_id, point)
+
+
+def load_network(folder: str | Path) -> MaterializedNetwork:
+    """Rebuild an exported network: maps images (B, C, *spatial) in [-1, 1] to logits.
+
+    Raises:
+        InputError: missing or damaged files, another format, or weights of other names or shapes.
+    """
+    folder = Path(folder)
+    description = read_json(folder / NETWORK_FILE)
+    try:
+        if description["format_version"] != FORMAT_VERSION:
+            raise InputError(
+                f"{folder / NETWORK_FILE}: expected format_version {FORMAT_VERSION}, got "
+                f"{description['format_version']}; export the network again"
+            )
+        if description["architecture"] not in NETWORKS:
+            raise unknown_name("architecture", description["architecture"], NETWORKS)
+        build = NETWORKS[description["architecture"]]
+        primary = build(**description["arguments"])
+        factors = tuple(float(factor) for factor in description["factors"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{folder / NETWORK_FILE}: not a description of a network ({error}); export it again"
+        ) from error
+    path = folder / WEIGHTS_FILE
+    load_tensors(primary, read_tensors(path), str(path))
+    weights: dict[str, Tensor] = dict(primary.named_parameters())
+    with torch.device("meta"):
+        skeleton = build(**description["arguments"])
+    return MaterializedNetwork(skeleton, weights, factors)
+
+
+def _best_trial(columns: Columns, objective: Objective, point: Point) -> str:
+    """The trial of a point that is best on validation; the first of equals."""
+    rows = (columns["split"] == "val") & (columns["method"] == point.method)
+    for name, value in point.conditioning.items():
+        rows &= columns[f"conditioning/{name}"] == value
+    losses = objective.to_loss(columns[f"metric/{objective.name}"][rows])
+    return str(columns["trial_id"][rows][losses.argmin()])

@@ -1,0 +1,176 @@
+"""What the command line prints for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from explorer.exploration import Exploration
+from explorer.quantities import format_quantity
+from explorer.queries import Answer, Bound, Point
+from search_spaces.problem import Objective
+
+MAX_ROWS = 12
+
+
+def show_result(exploration: Exploration) -> None:
+    """A finished run: the front, the comparison, an example query, and where everything is."""
+    console = _console()
+    state = exploration.state
+    console.print(
+        f"\n{exploration.id} is {state['status']}: {state['num_measurements']} measurements"
+    )
+    points = exploration.frontier()
+    show_points(points, exploration.objectives)
+    if exploration.spec.baselines:
+        show_comparison(exploration.compare())
+    cost = exploration.objectives[-1].name
+    spent = [point.costs[cost] for point in points if cost in point.costs]
+    if spent:
+        budget = 0.5 * (min(spent) + max(spent))
+        text = format_quantity(budget)
+        console.print(
+            f"\nFor example, within a budget: explorer query {exploration.id} --max {cost}={text}"
+        )
+        show_answer(exploration.query([Bound(cost, "max", budget)]))
+    console.print(f"\nfigures   {exploration.folder / 'figures'}")
+    console.print(f"page      {exploration.folder / 'frontier.html'}")
+    console.print(
+        f"MLflow    explorer ui --runs-dir {exploration.folder.parent}, then http://127.0.0.1:5000"
+    )
+    console.print(f"compare   explorer frontier {exploration.id} --compare")
+    times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in state["elapsed_s"].items())
+    console.print(f"time      {times}")
+
+
+def show_points(points: Sequence[Point], objectives: Sequence[Objective]) -> None:
+    """A front as a table, thinned evenly when long."""
+    table = Table(title=f"Front on validation: {len(points)} settings")
+    names = [o.name for o in objectives]
+    headers = ["setting", *names, f"{names[0]} on test", "seeds"]
+    for header in headers:
+        table.add_column(header, justify="left" if header == "setting" else "right")
+    step = max(1, -(-len(points) // MAX_ROWS))
+    shown = list(points[::-1][::step])[::-1]
+    for point in shown:
+        values = {**point.costs, **point.metrics}
+        test = point.test_metrics.get(names[0])
+        cells = [_number(values[name]) for name in names]
+        table.add_row(_setting(point.conditioning), *cells, _number(test), str(point.num_seeds))
+    _console().print(table)
+
+
+def show_comparison(comparison: Mapping[str, Any]) -> None:
+    """Methods with their costs, and what separates them."""
+    main, objectives = comparison["method"], comparison["objectives"]
+    quality, cost = objectives[0]["name"], objectives[-1]["name"]
+    table = Table(title=f"Methods (best {quality} chosen on validation)")
+    for header in (
+        "method",
+        "trainings",
+        "settings",
+        "training s",
+        f"x {main}",
+        f"x {main}, evaluated",
+        f"best {quality}",
+        "on test",
+        cost,
+        "at",
+    ):
+        table.add_column(header, justify="right" if header not in ("method", "at") else "left")
+    for name, row in comparison["methods"].items():
+        best = row["best"]
+        table.add_row(
+            name,
+            str(row["num_trainings"]),
+            str(row["num_settings"]),
+            f"{row['train_s']:.0f}",
+            f"{row['train_ratio']:.2f}",
+            f"{row['total_ratio']:.2f}",
+            _number(best["metrics"][quality]),
+            _number(best["test_metrics"].get(quality)),
+            _number(best["costs"].get(cost)),
+            _setting(best["conditioning"]),
+        )
+    console = _console()
+    console.print(table)
+    for row in comparison["paired_on_test"]:
+        console.print(
+            f"{row['method']} minus {row['against']}, {row['metric']} on test: "
+            f"{100 * row['difference']:+.2f} points (95 % interval {100 * row['low']:+.2f} to "
+            f"{100 * row['high']:+.2f}; {row['num_settings']} settings, "
+            f"{row['num_images']} images, {row['num_seeds']} seeds)"
+        )
+    for name, saving in comparison["iso_accuracy"].items():
+        if saving["saving"] is not None:
+            setting = _setting(saving["point"]["conditioning"])
+            console.print(
+                f"{main} at {setting} has at least the {quality} of the best {name} on validation "
+                f"with {100 * saving['saving']:.0f} % fewer {cost}"
+            )
+        else:
+            console.print(f"{main} does not reach the {quality} of the best {name} on validation")
+
+
+def show_answer(answer: Answer) -> None:
+    """A query's answer, or why there is none."""
+    console = _console()
+    bounds = " and ".join(str(bound) for bound in answer.bounds) or "no bounds"
+    if answer.point is None:
+        console.print(f"nothing fits {bounds}: {answer.reason}")
+        if answer.nearest is not None:
+            console.print(f"nearest: {_point(answer.nearest)}")
+        return
+    console.print(f"best within {bounds}: {_point(answer.point)}")
+
+
+def show_costs(document: Mapping[str, Any]) -> None:
+    """What a setting costs."""
+    console = _console()
+    console.print(f"at {_setting(document['conditioning'])}, one image:")
+    for name, value in document["costs"].items():
+        console.print(f"  {name:<18}{_number(value):>8}  ({value:.0f})")
+    console.print("  features: " + ", ".join(f"{n} {s}" for n, s in document["sizes"].items()))
+
+
+def show_table(rows: Sequence[Mapping[str, Any]], *, empty: str) -> None:
+    """Rows of equal keys as a table."""
+    if not rows:
+        _console().print(empty)
+        return
+    table = Table()
+    for name in rows[0]:
+        table.add_column(name)
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row.values()))
+    _console().print(table)
+
+
+def _console() -> Console:
+    return Console(highlight=False, markup=False, soft_wrap=True)
+
+
+def _point(point: Point) -> str:
+    metrics = ", ".join(f"{name} {value:.4f}" for name, value in point.metrics.items())
+    costs = ", ".join(f"{name} {_number(value)}" for name, value in point.costs.items())
+    test = ", ".join(f"{name} {value:.4f}" for name, value in point.test_metrics.items())
+    on_test = f" (on test {test})" if test else ""
+    return f"{point.method} at {_setting(point.conditioning)}: {metrics}{on_test}; {costs}"
+
+
+def _setting(conditioning: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{name} = {value:.4g}" if isinstance(value, float) else f"{name} = {value}"
+        for name, value in conditioning.items()
+    )
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else format_quantity(value, digits=4)
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.5g}" if isinstance(value, float) else str(value)

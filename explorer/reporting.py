@@ -1,0 +1,180 @@
+"""What an exploration shows: figures in its folder, and its projection into MLflow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from explorer.comparisons import method_costs
+from explorer.figures import (
+    frontier_html,
+    learning_curves,
+    metric_against_conditioning,
+    metric_against_cost,
+    save_png,
+    training_cost_bars,
+    write_html,
+)
+from explorer.queries import Columns, PointTable
+from explorer.specs import ExplorationSpec
+from explorer.training import TrialRecord
+from search_spaces.errors import InputError, unknown_name
+from search_spaces.problem import Objective
+
+EXPERIMENT = "explorations"
+
+
+def plot_frontier(
+    path: Path,
+    columns: Columns,
+    objectives: Sequence[Objective],
+    *,
+    main: str,
+    split: str,
+    title: str,
+) -> Path:
+    """Draw the fronts of all methods on a split into a .html or .png file.
+
+    Raises:
+        InputError: another kind of file, or a split without measurements.
+    """
+    splits = sorted(set(columns["split"].tolist()))
+    if split not in splits:
+        raise unknown_name("split", split, splits)
+    points = points_as_json(columns, split)
+    quality, cost = objectives[0].name, objectives[-1].name
+    if path.suffix == ".html":
+        page = frontier_html(
+            points,
+            metric=quality,
+            cost=cost,
+            conditioning=conditioning_names(columns)[0],
+            split=split,
+            main=main,
+            title=f"{title}: {quality} against {cost}",
+        )
+        write_html(page, path)
+    elif path.suffix == ".png":
+        save_png(
+            metric_against_cost(points, metric=quality, cost=cost, split=split, main=main), path
+        )
+    else:
+        raise InputError(f"--plot {path}: expected a file name ending in .html or .png")
+    return path
+
+
+def draw(
+    folder: Path,
+    columns: Columns,
+    objectives: Sequence[Objective],
+    *,
+    main: str,
+    records: Mapping[str, TrialRecord],
+) -> list[Path]:
+    """Draw every figure of an exploration into its folder; return their paths."""
+    figures_dir = folder / "figures"
+    figures_dir.mkdir(exist_ok=True)
+    quality, cost = objectives[0].name, objectives[-1].name
+    figures = {}
+    for split in sorted(set(columns["split"].tolist())):
+        points = points_as_json(columns, split)
+        for name in conditioning_names(columns):
+            figures[f"{quality}-against-{name}-{split}"] = metric_against_conditioning(
+                points, metric=quality, conditioning=name, split=split, main=main
+            )
+        figures[f"{quality}-against-{cost}-{split}"] = metric_against_cost(
+            points, metric=quality, cost=cost, split=split, main=main
+        )
+    seconds = {name: spent.train_s for name, spent in method_costs(columns).items()}
+    figures["training-cost"] = training_cost_bars(seconds, main=main)
+    figures["learning-curves"] = learning_curves(
+        {name: _history(record, quality) for name, record in records.items()},
+        methods={name: record.trial.method for name, record in records.items()},
+        metric=quality,
+        main=main,
+    )
+    paths = []
+    for name, figure in figures.items():
+        paths.append(figures_dir / f"{name.replace('/', '-')}.png")
+        save_png(figure, paths[-1])
+    page = folder / "frontier.html"
+    plot_frontier(page, columns, objectives, main=main, split="val", title=folder.name)
+    return [*paths, page]
+
+
+def points_as_json(columns: Columns, split: str) -> list[dict[str, Any]]:
+    """Every point of every method on a split, in the shape of the JSON contract."""
+    table = PointTable.of(columns, split=split)
+    return [table.point(index).to_json() for index in range(len(table))]
+
+
+def conditioning_names(columns: Columns) -> list[str]:
+    """Names of the numeric conditionings, in the order of the columns."""
+    prefix = "conditioning/"
+    names = [name for name in columns if name.startswith(prefix)]
+    return [name.removeprefix(prefix) for name in names if columns[name].dtype.kind == "f"]
+
+
+def track(
+    folder: Path,
+    spec: ExplorationSpec,
+    state: Mapping[str, Any],
+    columns: Columns,
+    objectives: Sequence[Objective],
+    *,
+    files: Sequence[Path],
+    records: Mapping[str, TrialRecord],
+) -> str | None:
+    """Make MLflow show a finished exploration; None, or in one line why it is pending."""
+    from explorer.tracking import (
+        ExplorationRecord,
+        TrackedPoint,
+        TrackedTraining,
+        Tracker,
+        deliver,
+        tracking_uri,
+    )
+
+    quality = objectives[0].name
+    grids = {baseline.method for baseline in spec.baselines if baseline.grid}
+    points = []
+    for method in dict.fromkeys(columns["method"].tolist()):
+        table = PointTable.of(columns, method=method)
+        front = set(table.frontier(objectives).ids.tolist())
+        kept = range(len(table)) if method in grids else sorted(front)
+        for index in kept if method in grids or method == spec.method else ():
+            point = table.point(index).to_json()
+            setting = ",".join(f"{name}={value}" for name, value in point["conditioning"].items())
+            points.append(TrackedPoint(f"{folder.name}/{method}/{setting}", point, index in front))
+    record = ExplorationRecord(
+        folder.name,
+        "finished",
+        params=spec.model_dump(mode="json"),
+        tags={name: str(state[name]) for name in ("spec_digest", "data_digest", "code_version")},
+        metrics={f"{stage}_s": seconds for stage, seconds in state["elapsed_s"].items()},
+        points=points,
+        trainings=[
+            TrackedTraining(name, _training_params(record), _history(record, quality))
+            for name, record in records.items()
+        ],
+        table=columns,
+        files=files,
+    )
+    tracker = Tracker(tracking_uri(folder.parent), experiment=EXPERIMENT)
+    return deliver(lambda: tracker.project(record))
+
+
+def _training_params(record: TrialRecord) -> dict[str, Any]:
+    trial = record.trial
+    return {
+        "method": trial.method,
+        "seed": trial.seed,
+        "learning_rate": trial.learning_rate,
+        **trial.settled,
+    }
+
+
+def _history(record: TrialRecord, quality: str) -> list[dict[str, float]]:
+    """A trial's validations, the metric under its own name."""
+    return [{**row, quality: row["val"]} for row in record.history]

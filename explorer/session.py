@@ -1,0 +1,330 @@
+"""One process carrying an exploration out: train, explore, test, report.
+
+Everything is written as soon as it is finished, and nothing that is written is computed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from explorer.exploring import (
+    Chunk,
+    Evaluation,
+    FrozenModels,
+    Key,
+    ListSampler,
+    Plan,
+    Unit,
+    explore,
+)
+from explorer.measurements import (
+    Measurement,
+    columns_of,
+    join_tables,
+    measurements_of,
+    measurements_table,
+    samples_table,
+    setting_id,
+)
+from explorer.progress import ProgressReport
+from explorer.queries import Bound
+from explorer.reporting import draw, track
+from explorer.samplers import SAMPLERS, Sampler, SamplingTask, make_sampler
+from explorer.specs import ExplorationSpec
+from explorer.store import measurements_store, read_json, samples_store, set_state
+from explorer.training import (
+    TrialRecord,
+    build_trainable,
+    dataset_source,
+    read_weights,
+    train_all,
+    trials_of,
+)
+from search_spaces.errors import InputError, unknown_name
+from search_spaces.problem import Objective
+from search_spaces.space import Config
+from trainables.base import Arrays
+from trainables.datasets.base import ImageDataset, split_indices
+
+
+def load_data(spec: ExplorationSpec) -> ImageDataset:
+    """Decode the data set that a spec names.
+
+    Raises:
+        InputError: missing or damaged data, or options that the data set does not have.
+    """
+    source = dataset_source(spec)
+    if source.needs_root and spec.dataset.root is None:
+        raise InputError(
+            f"dataset.root: {source.name} needs the folder of its files: "
+            f"--set dataset.root=DIR ({source.summary})"
+        )
+    size = spec.dataset.size or source.size
+    try:
+        return source.load(spec.dataset.root, size=size, **spec.dataset.options)
+    except TypeError as error:
+        if "keyword argument" not in str(error):
+            raise
+        raise InputError(f"dataset.options of {source.name}: {error}") from None
+
+
+def code_version() -> str:
+    """The installed version and a digest of the code that computes."""
+    digest = hashlib.sha256()
+    root = Path(__file__).parent.parent
+    for package in ("search_spaces", "trainables", "explorer"):
+        for path in sorted((root / package).rglob("*.py")):
+            digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return f"{version('pareto-explorer')}+{digest.hexdigest()[:12]}"
+
+
+def check_spec(spec: ExplorationSpec) -> tuple[Objective, ...]:
+    """Find a spec's mistakes before anything starts; return the objectives of its front.
+
+    Raises:
+        InputError: unknown method, sampler, data set or parameter, or a value out of its range.
+    """
+    trainable = build_trainable(spec)
+    space = trainable.problem.space.conditioning
+    if spec.method == "fixed":
+        raise InputError("method: fixed has nothing to explore; use it as a baseline with a grid")
+    sections = {"train.prior": spec.train.prior, "explore.space": spec.explore.space or {}}
+    for section, ranges in sections.items():
+        try:
+            space.narrowed({name: ends for name, ends in ranges.items() if ends[0] < ends[1]})
+            for name, ends in ranges.items():
+                space[name].validate(ends[0])
+        except InputError as error:
+            raise InputError(f"{section}: {error}") from None
+    if spec.explore.sampler not in SAMPLERS:
+        raise unknown_name("explore.sampler", spec.explore.sampler, SAMPLERS)
+    for baseline in spec.baselines:
+        if (baseline.method == "fixed") != bool(baseline.grid):
+            expected = "needs" if baseline.method == "fixed" else "is amortised and takes no"
+            raise InputError(f"baselines: {baseline.method} {expected} grid, got {baseline.grid}")
+    rates = dict.fromkeys([spec.method, *(b.method for b in spec.baselines)], (1.0,))
+    for trial in trials_of(spec, seeds=spec.train.seeds[:1], rates=rates):
+        try:
+            build_trainable(spec, trial.method, trial.settled)
+        except InputError as error:
+            raise InputError(f"baselines: {trial.method}: {error}") from None
+    if spec.explore.objectives:
+        return tuple(Objective(n, d) for n, d in spec.explore.objectives.items())
+    return trainable.problem.objectives
+
+
+class Session:
+    """Carries one exploration out; the caller holds its lock.
+
+    Args:
+        folder: RUNS/ID, with `state.json`.
+        spec: what to do.
+        objectives: of the front.
+        dataset: decoded.
+        progress: where to show progress.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        spec: ExplorationSpec,
+        objectives: tuple[Objective, ...],
+        dataset: ImageDataset,
+        progress: ProgressReport,
+    ) -> None:
+        self.folder, self.spec, self.objectives = folder, spec, objectives
+        self.progress = progress
+        self.state: dict[str, Any] = read_json(folder / "state.json")
+        indices = split_indices(dataset, seed=spec.dataset.split_seed)
+        self.splits = {n: Arrays(dataset.images[i], dataset.masks[i]) for n, i in indices.items()}
+        self.sample_ids = {name: [dataset.ids[i] for i in own] for name, own in indices.items()}
+        self.store, self.samples = measurements_store(folder), samples_store(folder)
+        self.records: dict[str, TrialRecord] = {}
+        self.recorded: dict[Key, Measurement] = {}
+
+    def carry_out(self) -> None:
+        """Do what is not done yet.
+
+        Raises:
+            UserError: it could not go on; what was finished is kept.
+        """
+        self.store.drop_missing()
+        self.samples.drop_missing()
+        self.recorded = {_key(row): row for row in measurements_of(self.store.load())}
+        with self._timed("training"):
+            records = train_all(self.spec, self.splits, self.folder / "trials", self.progress)
+            self.records = {record.trial.trial_id: record for record in records}
+        with self._timed("exploring"):
+            self._explore("val", self._validation_units())
+        with self._timed("testing"):
+            self._explore("test", self._test_units())
+        with self._timed("reporting"):
+            self._report()
+        set_state(self.folder, status="finished")
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        elapsed: dict[str, float] = dict(self.state["elapsed_s"])
+        elapsed[name] = elapsed.get(name, 0.0) + time.monotonic() - start
+        elapsed["total"] = sum(seconds for key, seconds in elapsed.items() if key != "total")
+        self.state["elapsed_s"] = elapsed
+        set_state(self.folder, elapsed_s=elapsed, num_measurements=len(self.recorded))
+
+    def _groups(self) -> dict[str, list[TrialRecord]]:
+        """Trials that are explored together, one per seed: by method and grid value."""
+        groups: dict[str, list[TrialRecord]] = {}
+        for record in self.records.values():
+            settled = [f"{name}{value:g}" for name, value in record.trial.settled.items()]
+            groups.setdefault("-".join([record.trial.method, *settled]), []).append(record)
+        return groups
+
+    def _validation_units(self) -> list[Unit]:
+        units = []
+        for name, records in self._groups().items():
+            trial = records[0].trial
+            trial_ids = tuple(record.trial.trial_id for record in records)
+            sampler = ListSampler([trial.settled]) if trial.settled else self._sampler(trial.method)
+            units.append(Unit(name, "val", trial_ids, sampler))
+        return units
+
+    def _test_units(self) -> list[Unit]:
+        """Everything that was explored, once more on the test split."""
+        units = []
+        for name, records in self._groups().items():
+            trial_ids = tuple(record.trial.trial_id for record in records)
+            explored = {
+                key[2]: dict(row.conditioning)
+                for key, row in sorted(self.recorded.items())
+                if key[0] in trial_ids and key[1] == "val"
+            }
+            units.append(Unit(name, "test", trial_ids, ListSampler(list(explored.values()))))
+        return units
+
+    def _sampler(self, method: str) -> Sampler:
+        section = self.spec.explore
+        problem = build_trainable(self.spec, method).problem
+        bounds = [Bound(n, k, v) for k, own in section.constraints.items() for n, v in own.items()]
+        on_costs = [bound for bound in bounds if bound.name in problem.known_costs]
+        trainable = build_trainable(self.spec, method)
+
+        def is_admissible(config: Config) -> bool:
+            costs = trainable.costs(config)
+            return all(bound.violation(costs[bound.name]) <= 0 for bound in on_costs)
+
+        is_main = method == self.spec.method
+        task = SamplingTask(
+            space=problem.space.conditioning.narrowed(section.space or self.spec.train.prior),
+            objectives=self.objectives,
+            num_points=section.num_points,
+            seed=section.seed,
+            constraints=tuple(bound for bound in bounds if bound not in on_costs),
+            admissible=is_admissible if on_costs else None,
+            journal_path=self.folder / "study.journal" if is_main else None,
+        )
+        return make_sampler(section.sampler, task)
+
+    def _explore(self, split: str, units: Sequence[Unit]) -> None:
+        trials = {trial_id: record.trial for trial_id, record in self.records.items()}
+        weights = {
+            trial_id: {
+                name: tensor.numpy()
+                for name, tensor in read_weights(self.folder / "trials" / trial_id).items()
+            }
+            for trial_id in trials
+        }
+        spec_data = self.spec.model_dump(mode="json")
+        models = FrozenModels(spec_data, trials, weights, {split: self.splits[split]})
+        section = self.spec.explore
+        plan = Plan(
+            units,
+            batch_size=section.batch_size,
+            window=max(1, section.num_workers),
+            recorded=self.recorded,
+        )
+        what = "exploring on validation" if split == "val" else "final pass on test"
+        self.progress.phase(what, len(units))
+        explore(plan, models, self._record, self.progress, num_workers=section.num_workers)
+
+    def _record(self, chunk: Chunk, evaluations: Sequence[Evaluation]) -> list[Measurement]:
+        """Write a finished chunk to the tables and return its rows."""
+        rows = [self._measurement(one) for one in evaluations]
+        new = [row for row in rows if _key(row) not in self.recorded]
+        if chunk.split == "test":
+            # before the rows that say that the chunk is done; a repeated part is no second one
+            tables = [self._samples(one) for one in evaluations]
+            self.samples.append(join_tables(tables), part=chunk.name)
+        self.store.append(measurements_table(new), part=chunk.name)
+        for row in new:
+            self.recorded[_key(row)] = row
+        return rows
+
+    def _measurement(self, one: Evaluation) -> Measurement:
+        record = self.records[one.trial_id]
+        finite = {name: values[np.isfinite(values)] for name, values in one.values.items()}
+        finite = {name: values for name, values in finite.items() if len(values)}
+        return Measurement(
+            exploration_id=self.folder.name,
+            trial_id=one.trial_id,
+            method=record.trial.method,
+            seed=record.trial.seed,
+            split=one.split,
+            data_digest=self.state["data_digest"],
+            code_version=self.state["code_version"],
+            setting_id=setting_id(one.setting),
+            num_samples=len(self.splits[one.split]),
+            evaluation_s=one.evaluation_s,
+            time=one.time,
+            conditioning=one.setting,
+            metrics={name: float(values.mean()) for name, values in finite.items()},
+            standard_errors={
+                name: float(values.std(ddof=1) / np.sqrt(len(values)))
+                for name, values in finite.items()
+                if len(values) > 1
+            },
+            costs={**one.costs, "train_s": record.train_s},
+        )
+
+    def _samples(self, one: Evaluation) -> Any:
+        trial = self.records[one.trial_id].trial
+        return samples_table(
+            trial_id=one.trial_id,
+            method=trial.method,
+            seed=trial.seed,
+            split=one.split,
+            conditioning=one.setting,
+            sample_ids=self.sample_ids[one.split],
+            metrics=one.values,
+        )
+
+    def _report(self) -> None:
+        columns = columns_of(self.store.load())
+        main = self.spec.method
+        files = draw(self.folder, columns, self.objectives, main=main, records=self.records)
+        if not self.spec.tracking:
+            return
+        pending = track(
+            self.folder,
+            self.spec,
+            self.state,
+            columns,
+            self.objectives,
+            files=files,
+            records=self.records,
+        )
+        set_state(self.folder, tracking="pending" if pending else "delivered")
+        if pending:
+            self.progress.say(f"tracking is pending, nothing is lost: {pending}")
+
+
+def _key(row: Measurement) -> Key:
+    return row.trial_id, row.split, row.setting_id

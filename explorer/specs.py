@@ -1,0 +1,306 @@
+"""The specification of an exploration: YAML in, checked data out.
+
+The spec is the whole truth of a run: two runs of one spec give the same table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+from explorer.quantities import parse_quantity
+from search_spaces.errors import InputError
+
+MAX_SPEC_BYTES = 256 * 1024
+MAX_ALIASES = 20
+
+
+def _quantity(value: object) -> object:
+    return parse_quantity(value) if isinstance(value, str) else value
+
+
+Quantity = Annotated[float, BeforeValidator(_quantity), Field(allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Range = tuple[Quantity, Quantity]
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+LearningRate = Annotated[float, Field(gt=0, le=1)]
+Widths = tuple[Annotated[int, Field(ge=1, le=4096)], ...]
+
+
+class Section(BaseModel):
+    """A part of the spec: unknown keys are refused, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class DatasetSpec(Section):
+    """Which images: `options` go to the data set's loader."""
+
+    name: str = "synthetic"
+    root: str | None = None
+    size: tuple[Annotated[int, Field(ge=8, le=4096)], ...] | None = None
+    split_seed: Annotated[int, Field(ge=0)] = 0
+    options: dict[str, int | float | str] = {}
+
+
+class ModelSpec(Section):
+    """The primary network and how its weights are conditioned.
+
+    `encoder_widths` and `decoder_widths` together replace `width`.
+    """
+
+    width: Annotated[int, Field(ge=1, le=4096)] = 16
+    stages: Annotated[int, Field(ge=2, le=8)] = 5
+    encoder_widths: Widths | None = None
+    decoder_widths: Widths | None = None
+    num_factors: Annotated[int, Field(ge=1, le=7)] = 1
+    rounding: Literal["round", "ceil"] = "round"
+    encoding: Literal["complement", "plain", "fourier"] = "complement"
+    hidden_sizes: Widths = (10, 32)
+    initialisation: Literal["residual", "kaiming", "kaiming_fan_out", "variance"] = "residual"
+
+    @model_validator(mode="after")
+    def _widths_match(self) -> ModelSpec:
+        encoder, decoder = self.encoder_widths, self.decoder_widths
+        if (encoder is None) != (decoder is None):
+            raise ValueError("encoder_widths and decoder_widths go together")
+        if encoder is not None and decoder is not None and len(decoder) != len(encoder) - 1:
+            raise ValueError("decoder_widths must have one entry fewer than encoder_widths")
+        return self
+
+
+class TrainSpec(Section):
+    """How every model of the exploration is trained, baselines alike.
+
+    A list of learning rates is a choice: each method takes the one that is best on the validation
+    split, trained with the first seed.
+    """
+
+    epochs: Annotated[int, Field(ge=1)] = 100
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    learning_rate: LearningRate | Annotated[tuple[LearningRate, ...], Field(min_length=1)] = 3e-3
+    betas: tuple[Fraction, Fraction] = (0.9, 0.99)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    prior: dict[str, Range] = {"phi": (0.0, 0.5)}
+    dice_share: Fraction = 0.5
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
+    precision: Literal["float32", "bf16"] = "float32"
+    channels_last: bool = True
+    augment: tuple[Literal["flip", "transpose"], ...] = ("flip", "transpose")
+    validate_every: Annotated[int, Field(ge=1)] | None = None
+    checkpoint_every: Annotated[int, Field(ge=1)] | None = None
+    patience: Annotated[int, Field(ge=1)] | None = None
+    num_workers: Annotated[int, Field(ge=0)] = 0
+    num_threads: Annotated[int, Field(ge=1)] = 1
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0
+
+    @property
+    def learning_rates(self) -> tuple[float, ...]:
+        """The candidates, one or several."""
+        rates = self.learning_rate
+        return rates if isinstance(rates, tuple) else (rates,)
+
+    @model_validator(mode="after")
+    def _seeds_differ(self) -> TrainSpec:
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError("seeds must differ")
+        if any(low > high for low, high in self.prior.values()):
+            raise ValueError("prior: each range must be [low, high] with low <= high")
+        return self
+
+
+class ExploreSpec(Section):
+    """How the frozen models are asked.
+
+    `space` narrows the explored ranges; they default to the prior's. `num_points` is per
+    parameter for `grid`, in all for other samplers. `constraints` are bounds such as
+    `{max: {macs: 0.6G}, min: {dice: 0.9}}`.
+    """
+
+    space: dict[str, Range] | None = None
+    split: Literal["val"] = "val"
+    sampler: str = "grid"
+    num_points: Annotated[int, Field(ge=1)] = 51
+    batch_size: Annotated[int, Field(ge=1)] = 10
+    num_workers: Annotated[int, Field(ge=0)] = 2
+    objectives: dict[str, Literal["maximize", "minimize"]] | None = None
+    constraints: dict[Literal["max", "min"], dict[str, Quantity]] = {}
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _ranges_have_width(self) -> ExploreSpec:
+        if self.space and any(low >= high for low, high in self.space.values()):
+            raise ValueError("space: each range must be [low, high] with low < high")
+        return self
+
+
+class BaselineSpec(Section):
+    """A method to compare with: a grid of training parameters, or none when it is amortised."""
+
+    method: str
+    grid: dict[str, Annotated[tuple[Quantity, ...], Field(min_length=1)]] | None = None
+
+
+class ExplorationSpec(Section):
+    """One exploration."""
+
+    name: Name
+    method: str = "sshn"
+    dataset: DatasetSpec = DatasetSpec()
+    model: ModelSpec = ModelSpec()
+    train: TrainSpec = TrainSpec()
+    explore: ExploreSpec = ExploreSpec()
+    baselines: tuple[BaselineSpec, ...] = ()
+    max_failures: Annotated[int, Field(ge=0)] = 0
+    tracking: bool = True
+
+    @model_validator(mode="after")
+    def _methods_differ(self) -> ExplorationSpec:
+        methods = [self.method, *(baseline.method for baseline in self.baselines)]
+        if len(set(methods)) != len(methods):
+            raise ValueError(f"baselines: each method once, got {', '.join(methods)}")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """The same for equal specs."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def to_yaml(self) -> str:
+        """The spec with every default written out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def preset_names() -> list[str]:
+    """Names of the shipped explorations."""
+    folder = resources.files("explorer") / "presets"
+    return sorted(
+        f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")
+    )
+
+
+def load_spec(source: str | Path, overrides: Sequence[str] = ()) -> ExplorationSpec:
+    """Read a shipped preset or a YAML file.
+
+    Args:
+        source: a preset's name, or the path of a YAML file.
+        overrides: `dotted.key=value` with values in YAML.
+
+    Raises:
+        InputError: unknown preset, unreadable or oversized file, unknown key, wrong value.
+    """
+    name = str(source)
+    if name in preset_names():
+        text = (resources.files("explorer") / "presets" / f"{name}.yaml").read_text()
+    else:
+        text = _read_file(Path(source), name)
+    data = _parse(text, name)
+    for override in overrides:
+        _apply(data, override)
+    return spec_of(data, name)
+
+
+def spec_of(data: Mapping[str, Any], place: str) -> ExplorationSpec:
+    """Check plain data; an error names its place, the key's path and what was expected."""
+    try:
+        return ExplorationSpec.model_validate(data)
+    except ValidationError as error:
+        raise InputError(f"{place}: {_message(error)}") from None
+
+
+def _read_file(path: Path, name: str) -> str:
+    if not path.is_file():
+        known = ", ".join(preset_names())
+        raise InputError(f"{name}: no such preset or file; presets: {known}")
+    try:
+        size = path.stat().st_size
+        if size > MAX_SPEC_BYTES:
+            raise InputError(f"{name}: expected at most {MAX_SPEC_BYTES} bytes, got {size}")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{name}: expected a readable YAML file in UTF-8: {error}") from error
+
+
+def _parse(text: str, name: str) -> dict[str, Any]:
+    try:
+        tokens = yaml.scan(text, Loader=yaml.SafeLoader)
+        num_aliases = sum(isinstance(token, yaml.AliasToken) for token in tokens)
+        if num_aliases > MAX_ALIASES:
+            raise InputError(
+                f"{name}: expected at most {MAX_ALIASES} YAML aliases, got {num_aliases}"
+            )
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        detail = " ".join(str(error).split())
+        raise InputError(f"{name}: not valid YAML: {detail}") from None
+    except RecursionError:
+        raise InputError(f"{name}: nested too deeply for a spec") from None
+    if not isinstance(data, dict):
+        raise InputError(f"{name}: expected a mapping of keys such as name, method, dataset, train")
+    return data
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    path, separator, text = override.partition("=")
+    if not separator or not path.strip():
+        raise InputError(f"--set {override}: expected key=value, for example train.epochs=200")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"--set {override}: the value is not valid YAML") from None
+    *parents, last = path.strip().split(".")
+    target: Any = data
+    for key in parents:
+        target = target.setdefault(key, {}) if isinstance(target, dict) else None
+        if target is None:
+            raise InputError(f"--set {path}: {key} does not hold keys")
+    if not isinstance(target, dict):
+        raise InputError(f"--set {path}: expected a section, got {target!r}")
+    target[last] = value
+
+
+def _message(error: ValidationError) -> str:
+    """The first mistake in one line: where, what was expected, what came."""
+    mistakes = error.errors()
+    # of a union's branches the deepest says most
+    first = max(
+        mistakes, key=lambda e: len(e["loc"]) if e["loc"][:1] == mistakes[0]["loc"][:1] else 0
+    )
+    where = ".".join(str(part) for part in first["loc"] if not _is_branch(part)) or "spec"
+    if first["type"] == "extra_forbidden":
+        known = ", ".join(_known_keys(first["loc"][:-1]))
+        return f"{where}: unknown key; expected one of {known}"
+    if first["type"] == "missing":
+        return f"{where}: missing; it is required"
+    came = "" if first["type"] == "value_error" else f", got {str(first['input'])[:80]!r}"
+    return f"{where}: {first['msg'].removeprefix('Value error, ')}{came}"
+
+
+def _is_branch(part: int | str) -> bool:
+    return isinstance(part, str) and ("[" in part or part in {"float", "constrained-float"})
+
+
+def _known_keys(path: Sequence[int | str]) -> list[str]:
+    model: Any = ExplorationSpec
+    for part in path:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        model = BaselineSpec if part == "baselines" else annotation
+    return list(model.model_fields)

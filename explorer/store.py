@@ -1,0 +1,428 @@
+"""Tables on disk or in an object store: append, manifest, load; small files and the writer's lock.
+
+A store is a directory (a local path or an s3:// URI) of Parquet parts behind `manifest.json`. Only
+parts that the manifest names exist for a reader, and it is replaced atomically, so that a writer
+killed at any point leaves the table that was last published. One process writes (`write_lock`).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+import socket
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
+
+from explorer.measurements import (
+    FIXED_FIELDS,
+    KEY,
+    SAMPLE_FIELDS,
+    SAMPLE_KEY,
+    SCHEMA_VERSION,
+    join_tables,
+)
+from search_spaces.errors import InputError, RunError, unknown_name
+
+_MANIFEST = "manifest.json"
+_PART_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_NUM_READERS = 8
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A published file, and the names appended under which its rows came."""
+
+    file: str
+    rows: int
+    bytes: int
+    sha256: str
+    names: list[str]
+
+
+class TableStore:
+    """An append-only table; every row's key is the caller's to keep unique (see `keys`).
+
+    Args:
+        path: directory, a local path or an s3:// URI; created by the first append.
+        fields: columns that every appended table has.
+        key: columns that identify a row.
+    """
+
+    def __init__(
+        self, path: str | Path, *, fields: pa.Schema = FIXED_FIELDS, key: Sequence[str] = KEY
+    ) -> None:
+        self.path = str(path).rstrip("/")
+        self.fields = fields
+        self.key = tuple(key)
+        self._filesystem, self._root = _locate(self.path)
+
+    def __repr__(self) -> str:
+        return f"TableStore({self.path!r})"
+
+    def append(self, table: pa.Table, *, part: str | None = None) -> None:
+        """Write a table as one part and publish it; nothing happens if `part` is published already.
+
+        Args:
+            table: has every column of `fields`.
+            part: name of the part, a number if None.
+
+        Raises:
+            ValueError: a column of `fields` is missing or has another type, or a bad part name.
+            InputError: the manifest is damaged, missing or too new.
+            RunError: disk full, or not writable; the published table stays as it was.
+        """
+        for column in self.fields:
+            if (
+                column.name not in table.column_names
+                or table.field(column.name).type != column.type
+            ):
+                raise ValueError(f"expected a column {column.name} of type {column.type}")
+        parts = self._parts()
+        names = {name for published in parts for name in published.names}
+        if part is None:
+            numbers = (f"{i:06d}" for i in count(len(names)))
+            part = next(name for name in numbers if name not in names)
+        if not _PART_NAME.fullmatch(part):
+            raise ValueError(f"a part's name is of letters, digits and . _ -, got {part!r}")
+        if part in names:
+            return
+        if not parts:
+            self._publish([])  # from now on, parts without a manifest mean damage
+        self._publish([*parts, self._write_part(f"part-{part}.parquet", table, [part])])
+
+    def load(self, columns: Sequence[str] | None = None, *, verify: bool = False) -> pa.Table:
+        """Return the published rows in the order of appending; absent values are null.
+
+        Args:
+            columns: names to read, in this order; all by default (fixed first, families sorted).
+            verify: check the parts' sha256 too, not only sizes and numbers of rows.
+
+        Raises:
+            InputError: a damaged, missing or too new manifest or part, or an unknown column.
+        """
+        parts = self._parts()
+        while True:
+            try:
+                return self._read(parts, columns, verify=verify)
+            except InputError:
+                newer = self._parts()
+                if newer == parts:
+                    raise
+                parts = newer  # compacted by the writer while we were reading
+
+    def keys(self) -> set[tuple[Any, ...]]:
+        """The keys of all rows."""
+        return set(zip(*(c.to_pylist() for c in self.load(self.key).columns), strict=True))
+
+    def compact(self) -> None:
+        """Merge all parts into one, and remove files that no manifest names.
+
+        Raises:
+            InputError: the store is damaged (nothing is changed then).
+            RunError: disk full, or not writable; the published table stays as it was.
+        """
+        parts = self._parts()
+        if len(parts) > 1:
+            names = [name for part in parts for name in part.names]
+            table = self._read(parts, None, verify=True)
+            # More names at each merge: the file is never one that is published now.
+            parts = [self._write_part(f"merged-{len(names)}.parquet", table, names)]
+            self._publish(parts)
+        published = {part.file for part in parts}
+        for file in self._files():
+            if file not in published and file.endswith((".parquet", ".tmp")):
+                with suppress(OSError):  # left for the next time
+                    self._filesystem.delete_file(f"{self._root}/{file}")
+
+    def drop_missing(self) -> int:
+        """Forget the parts whose file was deleted, so that a resumed run measures them again.
+
+        Returns:
+            The number of rows forgotten.
+
+        Raises:
+            InputError: the manifest is damaged, missing or too new.
+            RunError: disk full, or not writable.
+        """
+        parts, files = self._parts(), self._files()
+        kept = [part for part in parts if part.file in files]
+        if len(kept) < len(parts):
+            self._publish(kept)
+        return sum(part.rows for part in parts) - sum(part.rows for part in kept)
+
+    def _files(self) -> set[str]:
+        selector = FileSelector(self._root, allow_not_found=True)
+        return {info.base_name for info in self._filesystem.get_file_info(selector)}
+
+    def _parts(self) -> list[_Part]:
+        place = f"{self.path}/{_MANIFEST}"
+        remedy = (
+            f"restore it from a backup, or delete {self.path} and run "
+            f"`explorer resume {_exploration_id(place)}`, which measures everything again"
+        )
+        try:
+            manifest = _read_json(self._filesystem, f"{self._root}/{_MANIFEST}", place, remedy)
+        except FileNotFoundError as error:
+            if any(file.endswith(".parquet") for file in self._files()):
+                raise InputError(
+                    f"{place} is missing, but its parts are there; {remedy}"
+                ) from error
+            return []
+        try:
+            if manifest["schema_version"] > SCHEMA_VERSION:
+                raise InputError(
+                    f"{place} has schema version {manifest['schema_version']}, expected at most "
+                    f"{SCHEMA_VERSION}; upgrade explorer to read it"
+                )
+            if tuple(manifest["key"]) != self.key:
+                raise InputError(
+                    f"{place}: expected rows with key {self.key}, got {manifest['key']}; {remedy}"
+                )
+            return [_Part(**entry) for entry in manifest["parts"]]
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{place} is damaged: expected a list of parts; {remedy}") from error
+
+    def _publish(self, parts: Sequence[_Part]) -> None:
+        manifest = {
+            "schema_version": SCHEMA_VERSION,
+            "key": list(self.key),
+            "parts": [asdict(part) for part in parts],
+        }
+        self._write(_MANIFEST, _encode_json(manifest))
+
+    def _write_part(self, file: str, table: pa.Table, names: list[str]) -> _Part:
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        data = sink.getvalue()
+        self._write(file, data)
+        return _Part(file, table.num_rows, data.size, hashlib.sha256(data).hexdigest(), names)
+
+    def _write(self, file: str, data: bytes | pa.Buffer) -> None:
+        _write_file(self._filesystem, f"{self._root}/{file}", f"{self.path}/{file}", data)
+
+    def _read(
+        self, parts: Sequence[_Part], columns: Sequence[str] | None, *, verify: bool
+    ) -> pa.Table:
+        infos = self._filesystem.get_file_info([f"{self._root}/{part.file}" for part in parts])
+        for part, info in zip(parts, infos, strict=True):
+            if info.type != FileType.File:
+                raise self._damaged(part, "no file")
+            if info.size != part.bytes:
+                raise self._damaged(part, f"{info.size} bytes")
+        with ThreadPoolExecutor(_NUM_READERS) as readers:
+            tables = list(readers.map(lambda part: self._read_part(part, columns, verify), parts))
+        table = join_tables([self.fields.empty_table(), *tables])
+        if columns is None:
+            return table
+        for name in columns:
+            if name not in table.column_names:
+                raise unknown_name(
+                    "column", name, self._read(parts, None, verify=False).column_names
+                )
+        return table.select(columns)
+
+    def _read_part(self, part: _Part, columns: Sequence[str] | None, verify: bool) -> pa.Table:
+        try:
+            with self._filesystem.open_input_file(f"{self._root}/{part.file}") as source:
+                if verify and hashlib.sha256(source.read()).hexdigest() != part.sha256:
+                    raise self._damaged(part, "other content")
+                file = pq.ParquetFile(source)
+                num_rows, present = file.metadata.num_rows, file.schema_arrow.names
+                # The key's column keeps the number of rows where a part has none of the others.
+                wanted = columns and [c for c in present if c in columns or c == self.key[0]]
+                table = file.read(wanted)
+        except (OSError, pa.ArrowException) as error:
+            raise self._damaged(part, "a file that cannot be read") from error
+        if num_rows != part.rows:
+            raise self._damaged(part, f"{num_rows} rows")
+        return table
+
+    def _damaged(self, part: _Part, found: str) -> InputError:
+        place = f"{self.path}/{part.file}"
+        return InputError(
+            f"{place}: expected {part.bytes} bytes with {part.rows} rows, got {found}; restore it "
+            f"from a backup, or delete it and run `explorer resume {_exploration_id(place)}`, "
+            "which measures its rows again"
+        )
+
+
+def measurements_store(folder: Path) -> TableStore:
+    """The measurements of the exploration in a folder."""
+    return TableStore(str(folder / "measurements"))
+
+
+def samples_store(folder: Path) -> TableStore:
+    """The values of every test image of the exploration in a folder."""
+    return TableStore(str(folder / "samples"), fields=SAMPLE_FIELDS, key=SAMPLE_KEY)
+
+
+def set_state(folder: Path, **changes: Any) -> None:
+    """Change keys of an exploration's state; a former error is forgotten."""
+    state = read_json(folder / "state.json")
+    state.pop("error", None)
+    write_json(folder / "state.json", state | changes)
+
+
+def write_json(path: str | Path, value: object) -> None:
+    """Write a small JSON file atomically, its directory with it; a local path or an s3:// URI.
+
+    Raises:
+        ValueError: NaN or infinity, which JSON does not have.
+        RunError: disk full, or not writable; a file that was there stays as it was.
+    """
+    filesystem, target = _locate(str(path))
+    _write_file(filesystem, target, str(path), _encode_json(value))
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a small text file in UTF-8 atomically; as `write_json`."""
+    filesystem, target = _locate(str(path))
+    _write_file(filesystem, target, str(path), text.encode())
+
+
+def read_json(path: str | Path) -> Any:
+    """Return what a JSON file holds.
+
+    Raises:
+        InputError: the file is missing, unreadable or damaged.
+    """
+    filesystem, source = _locate(str(path))
+    remedy = "restore it from a backup"
+    try:
+        return _read_json(filesystem, source, str(path), remedy)
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing: expected a JSON file; {remedy}") from error
+
+
+@contextmanager
+def write_lock(path: str | Path) -> Iterator[None]:
+    """Hold the lock that makes this process the one writer of an exploration, RUNS/ID/lock.
+
+    The kernel releases it when the process dies. Object stores have no locks: for an s3:// URI the
+    lock lies in the machine's temporary directory and only keeps out writers on the same machine.
+
+    Raises:
+        InputError: another process, which the message names, holds it.
+        RunError: the lock file cannot be written.
+    """
+    filesystem, target = _locate(str(path))
+    if not isinstance(filesystem, LocalFileSystem):
+        digest = hashlib.sha256(str(path).encode()).hexdigest()[:12]
+        target = f"{tempfile.gettempdir()}/explorer-{os.getuid()}-{digest}.lock"
+    try:
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    except OSError as error:
+        raise _write_error(str(path), error) from error
+    try:
+        _take_lock(descriptor, str(path))
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _take_lock(descriptor: int, path: str) -> None:
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    holder = f"process {os.getpid()} on host {socket.gethostname()} since {since}\n"
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # The file is never removed: a lock on a removed file would keep nobody out.
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, holder.encode(), 0)
+    except BlockingIOError as error:
+        other = os.pread(descriptor, 1000, 0).decode(errors="replace").strip()
+        raise InputError(
+            f"exploration {_exploration_id(path)} is being written by "
+            f"{other or 'another process'}; wait for it or stop it"
+        ) from error
+    except OSError as error:
+        raise _write_error(path, error) from error
+
+
+def _exploration_id(path: str) -> str:
+    """ID of RUNS/ID/lock or RUNS/ID/measurements/FILE."""
+    parent = Path(path).parent
+    return (parent.parent if parent.name in ("measurements", "samples") else parent).absolute().name
+
+
+def _locate(path: str) -> tuple[FileSystem, str]:
+    if "://" not in path:
+        return LocalFileSystem(), str(Path(path).absolute())
+    try:
+        return FileSystem.from_uri(path)  # type: ignore[no-any-return]
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path}: expected a local path or an s3:// URI, got {error}") from error
+
+
+def _encode_json(value: object) -> bytes:
+    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
+
+
+def _read_json(filesystem: FileSystem, source: str, place: str, remedy: str) -> Any:
+    try:
+        with filesystem.open_input_file(source) as stream:
+            return json.loads(stream.read())
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        problem = error.strerror or error
+        raise InputError(f"{place} cannot be read ({problem}); make it readable") from error
+    except ValueError as error:
+        raise InputError(f"{place} is damaged: expected JSON, got {error}; {remedy}") from error
+
+
+def _write_file(filesystem: FileSystem, target: str, place: str, data: bytes | pa.Buffer) -> None:
+    """Write a whole file or none: a rename on a local disk, one PUT in an object store."""
+    try:
+        if isinstance(filesystem, LocalFileSystem):
+            _replace_file(Path(target), data)
+        else:
+            with filesystem.open_output_stream(target) as stream:
+                stream.write(data)
+    except OSError as error:
+        raise _write_error(place, error) from error
+
+
+def _replace_file(target: Path, data: bytes | pa.Buffer) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    directory = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)  # the rename survives a power cut
+    finally:
+        os.close(directory)
+
+
+def _write_error(place: str, error: OSError) -> RunError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        problem, remedy = "disk full", "free some space"
+    else:
+        problem, remedy = "not writable", "make it writable"
+    return RunError(
+        f"{place}: {problem} ({error.strerror or error}); nothing recorded was lost; {remedy}, "
+        "then run or resume again"
+    )

@@ -1,0 +1,528 @@
+"""Trials that train: as Ray Tune trials, each in its process or over Ray Train workers."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.exceptions
+import ray.train
+import ray.train.torch
+import torch
+from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+from safetensors.torch import save_file
+from torch import nn
+
+from explorer.progress import ProgressReport
+from explorer.specs import BaselineSpec, ExplorationSpec
+from explorer.store import read_json, write_json
+from search_spaces.errors import InputError, RunError, UserError, unknown_name
+from search_spaces.space import Config
+from trainables.base import Arrays, Trainable, TrainConfig
+from trainables.datasets.base import DatasetSource
+from trainables.datasets.sources import DATASETS
+from trainables.methods import TRAINABLES
+from trainables.scale_space import SegmentationModel
+from trainables.train_loop import PlainContext, TrainResult, kept_checkpoint, read_tensors, train
+
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training: a method, its training parameters, a learning rate and a seed.
+
+    Attributes:
+        trial_id: readable and the same for equal trials of an exploration.
+        settled: conditioning parameters demoted to training parameters (a grid baseline's).
+    """
+
+    trial_id: str
+    method: str
+    seed: int
+    learning_rate: float
+    settled: Config = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """How a trial ended; stored beside its weights as `trial.json`.
+
+    Attributes:
+        status: `ok` or `failed`.
+        error: type and message of a failure.
+        best_metric: the problem's first objective on the validation split at `best_epoch`.
+        train_s: processor seconds (on a GPU: seconds) of training, validation and checkpoints.
+        weights_digest: sha256 of the chosen weights.
+    """
+
+    trial: Trial
+    status: str
+    error: str = ""
+    best_metric: float = 0.0
+    best_epoch: int = 0
+    train_s: float = 0.0
+    wall_s: float = 0.0
+    weights_digest: str = ""
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def dataset_source(spec: ExplorationSpec) -> DatasetSource:
+    """The registered data set that the spec names."""
+    if spec.dataset.name not in DATASETS:
+        raise unknown_name("data set", spec.dataset.name, DATASETS)
+    return DATASETS[spec.dataset.name]
+
+
+def build_trainable(
+    spec: ExplorationSpec, method: str | None = None, settled: Config | None = None
+) -> Trainable:
+    """The trainable of a method (the spec's own by default) on the spec's network and data shape.
+
+    Raises:
+        InputError: unknown method or data set, or a model that does not fit.
+    """
+    method = method or spec.method
+    if method not in TRAINABLES:
+        raise unknown_name("method", method, TRAINABLES)
+    source, model = dataset_source(spec), spec.model
+    labels = source.labels_of(spec.dataset.options) if source.labels_of else source.labels
+    channels = int(spec.dataset.options.get("channels", source.channels))
+    stages = model.stages
+    return TRAINABLES[method](
+        SegmentationModel(
+            in_channels=channels,
+            labels=labels,
+            size=spec.dataset.size or source.size,
+            encoder_widths=model.encoder_widths or (model.width,) * stages,
+            decoder_widths=model.decoder_widths or (model.width,) * (stages - 1),
+            num_factors=model.num_factors,
+            rounding=model.rounding,
+            encoding=model.encoding,
+            hidden_sizes=model.hidden_sizes,
+            initialisation=model.initialisation,
+            dice_share=spec.train.dice_share,
+        ),
+        settled,
+    )
+
+
+def train_config(spec: ExplorationSpec, trainable: Trainable, trial: Trial) -> TrainConfig:
+    """How a trial is trained: the spec's section `train` with its defaults settled."""
+    section = spec.train
+    names = trainable.problem.space.conditioning.names
+    return TrainConfig(
+        epochs=section.epochs,
+        batch_size=section.batch_size,
+        learning_rate=trial.learning_rate,
+        betas=section.betas,
+        schedule=section.schedule,
+        prior={name: ends for name, ends in section.prior.items() if name in names},
+        seed=trial.seed,
+        precision=section.precision,
+        channels_last=section.channels_last,
+        augment=section.augment,
+        validate_every=section.validate_every or max(1, section.epochs // 10),
+        checkpoint_every=section.checkpoint_every or max(1, section.epochs // 4),
+        patience=section.patience,
+        num_threads=section.num_threads,
+    )
+
+
+def trials_of(
+    spec: ExplorationSpec, *, seeds: Sequence[int], rates: Mapping[str, Sequence[float]]
+) -> list[Trial]:
+    """Every training of the spec's method and baselines for these seeds and learning rates."""
+    methods = [BaselineSpec(method=spec.method), *spec.baselines]
+    name_rate = len(spec.train.learning_rates) > 1
+    trials = []
+    for baseline in methods:
+        grid = baseline.grid or {}
+        for values in itertools.product(*grid.values()):
+            settled: Config = dict(zip(grid, values, strict=True))
+            for rate, seed in itertools.product(rates[baseline.method], seeds):
+                parts = [baseline.method, *(f"{n}{v:g}" for n, v in settled.items())]
+                parts += [f"lr{rate:g}"] * name_rate + [f"s{seed}"]
+                trials.append(Trial("-".join(parts), baseline.method, seed, rate, settled))
+    return trials
+
+
+def train_all(
+    spec: ExplorationSpec,
+    data: Mapping[str, Arrays],
+    folder: Path,
+    progress: ProgressReport,
+) -> list[TrialRecord]:
+    """Train every trial of the spec that `folder` does not hold yet, and choose learning rates.
+
+    With several learning rates, each method takes the one whose trials of the first seed have the
+    best mean validation metric; the other seeds then train with that one alone.
+
+    Returns:
+        The trials to explore, in a fixed order.
+
+    Raises:
+        RunError: more trials failed than the spec allows, or every trial of a method did.
+    """
+    seeds, rates = spec.train.seeds, spec.train.learning_rates
+    methods = [spec.method, *(baseline.method for baseline in spec.baselines)]
+    if len(rates) == 1:
+        first = trials_of(spec, seeds=seeds, rates=dict.fromkeys(methods, rates))
+        return _surviving(_train_trials(spec, first, data, folder, progress), spec)
+    first = trials_of(spec, seeds=seeds[:1], rates=dict.fromkeys(methods, rates))
+    records = _surviving(_train_trials(spec, first, data, folder, progress), spec)
+    chosen = {method: (choose_rate(spec, records, method),) for method in methods}
+    picks = ", ".join(f"{method} {rate:g}" for method, (rate,) in chosen.items())
+    progress.say(f"learning rates chosen on validation: {picks}")
+    rest = trials_of(spec, seeds=seeds[1:], rates=chosen)
+    records += _surviving(_train_trials(spec, rest, data, folder, progress), spec)
+    return [r for r in records if r.trial.learning_rate == chosen[r.trial.method][0]]
+
+
+def choose_rate(spec: ExplorationSpec, records: Sequence[TrialRecord], method: str) -> float:
+    """The learning rate with the best mean validation metric over a method's trials.
+
+    A rate with a failed trial is not chosen as long as another has none.
+    """
+    objective = build_trainable(spec, spec.method).problem.objectives[0]
+    own = [record for record in records if record.trial.method == method]
+    by_rate: dict[float, list[float]] = {}
+    for record in own:
+        loss = objective.to_loss(record.best_metric)
+        by_rate.setdefault(record.trial.learning_rate, []).append(loss)
+    most = max(len(losses) for losses in by_rate.values())
+    whole = {rate: sum(x) / len(x) for rate, x in by_rate.items() if len(x) == most}
+    return min(whole, key=lambda rate: whole[rate])
+
+
+def _surviving(records: list[TrialRecord], spec: ExplorationSpec) -> list[TrialRecord]:
+    failed = [record for record in records if record.status != "ok"]
+    survivors = [record for record in records if record.status == "ok"]
+    lost = {r.trial.method for r in failed} - {r.trial.method for r in survivors}
+    if len(failed) > spec.max_failures or lost:
+        first = failed[0]
+        raise RunError(
+            f"{len(failed)} of {len(records)} trials failed (max_failures is "
+            f"{spec.max_failures}); the first, {first.trial.trial_id}: {first.error}"
+        )
+    return survivors
+
+
+def _train_trials(
+    spec: ExplorationSpec,
+    trials: Sequence[Trial],
+    data: Mapping[str, Arrays],
+    folder: Path,
+    progress: ProgressReport,
+) -> list[TrialRecord]:
+    todo = [trial for trial in trials if not _is_trained(folder / trial.trial_id)]
+    if trials:
+        progress.phase("training", len(trials))
+    for trial in trials:
+        if trial not in todo:
+            progress.update(trial.trial_id, 1.0, "kept")
+    if todo:
+        with ray_session():
+            _tune_trials(spec, todo, data, folder, progress)
+    return [read_record(folder / trial.trial_id) for trial in trials]
+
+
+def _is_trained(folder: Path) -> bool:
+    return (folder / "trial.json").exists() and read_record(folder).status == "ok"
+
+
+def read_record(folder: Path) -> TrialRecord:
+    """The record of a finished trial.
+
+    Raises:
+        InputError: missing or damaged.
+    """
+    data = read_json(str(folder / "trial.json"))
+    return TrialRecord(**{**data, "trial": Trial(**data["trial"])})
+
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The chosen weights of a finished trial.
+
+    Raises:
+        InputError: missing or damaged.
+    """
+    checkpoint = kept_checkpoint(folder)
+    if checkpoint is None:
+        raise InputError(f"{folder}: expected a checkpoint folder; remove {folder} and resume")
+    return read_tensors(checkpoint / "best.safetensors")
+
+
+def _tune_trials(
+    spec: ExplorationSpec,
+    trials: Sequence[Trial],
+    data: Mapping[str, Arrays],
+    folder: Path,
+    progress: ProgressReport,
+) -> None:
+    distributed = spec.train.num_workers > 0
+    # a trial over Ray Train workers only waits for them; they hold the processors
+    needs = {"cpu": 0.01 if distributed else float(spec.train.num_threads)}
+    if spec.train.gpus_per_worker and not distributed:
+        needs["gpu"] = spec.train.gpus_per_worker
+    shared = ray.put({split: data[split] for split in ("train", "val")})
+    with tempfile.TemporaryDirectory(prefix="tune_") as storage:
+        tuner = tune.Tuner(
+            tune.with_resources(
+                tune.with_parameters(
+                    _tune_trial, spec_data=spec.model_dump(mode="json"), data=[shared]
+                ),
+                needs,
+            ),
+            param_space={
+                "trial": tune.grid_search([asdict(trial) for trial in trials]),
+                "folder": str(folder),
+            },
+            tune_config=tune.TuneConfig(reuse_actors=False),
+            run_config=tune.RunConfig(
+                storage_path=storage, verbose=0, callbacks=[_TrialProgress(progress)]
+            ),
+        )
+        results = tuner.fit()
+    for result in map(results.__getitem__, range(len(results))):
+        trial = Trial(**result.config["trial"])
+        if result.error is not None:
+            _record_failure(trial, folder / trial.trial_id, result.error)
+    for trial in trials:
+        if not (folder / trial.trial_id / "trial.json").exists():
+            _record_failure(trial, folder / trial.trial_id, RunError("did not finish"))
+
+
+def _record_failure(trial: Trial, folder: Path, error: Exception) -> None:
+    cause = root_cause(error)
+    kind = "" if isinstance(cause, UserError) else f"{type(cause).__name__}: "
+    record = TrialRecord(trial, "failed", f"{kind}{cause}")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(str(folder / "trial.json"), asdict(record))
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """What a worker raised, without the wrappers that carried it here."""
+    if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, BaseException):
+        return root_cause(error.cause)
+    workers = getattr(error, "worker_failures", None)
+    if workers:
+        return root_cause(next(iter(workers.values())))
+    if error.__cause__ is not None and not isinstance(error, UserError):
+        return root_cause(error.__cause__)
+    return error
+
+
+class _TrialProgress(tune.Callback):
+    """Shows what trials report."""
+
+    def __init__(self, progress: ProgressReport) -> None:
+        self.progress = progress
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune saves callbacks for its own restore, which is not used: trials resume by themselves
+        return {}
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        if "epoch" in result:
+            val = f", val {result['val']:.4f}" if "val" in result else ""
+            note = (
+                f"epoch {result['epoch']}/{result['epochs']}, loss {result['train_loss']:.4f}{val}"
+            )
+            fraction = min(result["epoch"] / result["epochs"], 0.99)
+            self.progress.update(trial.config["trial"]["trial_id"], fraction, note)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.progress.update(trial.config["trial"]["trial_id"], 1.0, "trained")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.progress.update(trial.config["trial"]["trial_id"], 1.0, "failed")
+
+
+class TuneContext(PlainContext):
+    """A Ray Tune trial: the plain context, with progress told to Tune."""
+
+    def report(self, metrics: dict[str, Any], checkpoint_dir: Path | None) -> None:
+        super().report(metrics, checkpoint_dir)
+        tune.report(metrics)
+
+
+class WorkerContext:
+    """One of the workers of a Ray Train run."""
+
+    def __init__(self) -> None:
+        context = ray.train.get_context()
+        self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
+        self.device = str(ray.train.torch.get_device())
+
+    def report(self, metrics: dict[str, Any], checkpoint_dir: Path | None) -> None:
+        if checkpoint_dir is None:
+            ray.train.report(metrics)
+            return
+        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(checkpoint_dir))
+        shutil.rmtree(checkpoint_dir, ignore_errors=True)
+
+    def checkpoint_dir(self) -> Path | None:
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return None
+        folder = tempfile.mkdtemp(prefix="resumed_")
+        return Path(checkpoint.to_directory(folder))
+
+    def prepare(self, module: nn.Module) -> nn.Module:
+        prepared: nn.Module = ray.train.torch.prepare_model(module)
+        return prepared
+
+
+def _tune_trial(
+    config: dict[str, Any], spec_data: dict[str, Any], data: list[ray.ObjectRef[Any]]
+) -> None:
+    """Train one trial inside a Ray Tune trial; leaves `trial.json` and its weights."""
+    spec = ExplorationSpec.model_validate(spec_data)
+    trial = Trial(**config["trial"])
+    folder = Path(config["folder"]) / trial.trial_id
+    if spec.train.num_workers == 0:
+        result = train_trial(
+            spec, trial, ray.get(data[0]), TuneContext(folder, device=_device(spec))
+        )
+        keep_record(trial, result, folder)
+        return
+    digest = hashlib.sha256(f"{spec.digest}{trial}".encode()).hexdigest()[:12]
+    trainer = ray.train.torch.TorchTrainer(
+        _train_worker,
+        train_loop_config={**config, "spec_data": spec_data, "data": data},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=spec.train.num_workers,
+            use_gpu=spec.train.gpus_per_worker > 0,
+            resources_per_worker={"CPU": spec.train.num_threads}
+            | ({"GPU": spec.train.gpus_per_worker} if spec.train.gpus_per_worker else {}),
+        ),
+        run_config=ray.train.RunConfig(
+            # a run's name is what it resumes by: one name per content
+            name=f"{trial.trial_id}-{digest}",
+            storage_path=str(folder / "ray_train"),
+            failure_config=ray.train.FailureConfig(max_failures=2),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            callbacks=[TuneReportCallback()],
+            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    trainer.fit()
+
+
+def _train_worker(config: dict[str, Any]) -> None:
+    """Train one trial as a Ray Train worker; the first one leaves the record and the weights."""
+    spec = ExplorationSpec.model_validate(config["spec_data"])
+    trial = Trial(**config["trial"])
+    context = WorkerContext()
+    result = train_trial(spec, trial, ray.get(config["data"][0]), context)
+    if context.rank == 0:
+        keep_record(trial, result, Path(config["folder"]) / trial.trial_id)
+
+
+def _device(spec: ExplorationSpec) -> str:
+    return "cuda" if spec.train.gpus_per_worker and torch.cuda.is_available() else "cpu"
+
+
+def train_trial(
+    spec: ExplorationSpec, trial: Trial, data: Mapping[str, Arrays], context: Any
+) -> TrainResult:
+    """Train one trial where `context` says."""
+    trainable = build_trainable(spec, trial.method, trial.settled)
+    return train(trainable, data, train_config(spec, trainable, trial), context)
+
+
+def keep_record(trial: Trial, result: TrainResult, folder: Path) -> None:
+    """Write a finished trial's chosen weights and then its record: the record says all is there."""
+    target = folder / "checkpoint"
+    target.mkdir(parents=True, exist_ok=True)
+    partial = folder / "best.partial"
+    save_file(result.best, partial)
+    digest = hashlib.sha256(partial.read_bytes()).hexdigest()
+    partial.replace(target / "best.safetensors")
+    for name in ("last.safetensors", "optimizer.safetensors"):
+        (target / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "ray_train", ignore_errors=True)
+    record = TrialRecord(
+        trial,
+        "ok",
+        best_metric=result.best_metric,
+        best_epoch=result.best_epoch,
+        train_s=result.train_s,
+        wall_s=result.wall_s,
+        weights_digest=digest,
+        history=result.history,
+    )
+    write_json(str(folder / "trial.json"), asdict(record))
+
+
+@contextmanager
+def ray_session() -> Iterator[None]:
+    """Join the cluster that RAY_ADDRESS names, or start a private one for the time being.
+
+    A session that is already there is used and left alone.
+
+    Raises:
+        RunError: the cluster cannot be reached.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        _probe(address)
+    try:
+        if address:
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+        else:
+            ray.init(
+                address="local",
+                num_cpus=os.cpu_count(),
+                include_dashboard=False,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+            )
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        place = f"RAY_ADDRESS={address}" if address else "the local Ray"
+        raise RunError(f"{place} cannot be used: {str(error).splitlines()[0]}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _probe(address: str) -> None:
+    """Fail at once, with a clear line, where Ray itself would wait for a minute."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit() or not host:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise RunError(
+            f"RAY_ADDRESS={address}: no Ray cluster answers there ({error}); start one or unset "
+            f"RAY_ADDRESS to run on this machine"
+        ) from error

@@ -1,0 +1,166 @@
+"""Figures: what they draw and say, checked on points with known fronts."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from explorer import figures
+
+
+def make_points(
+    method: str, phis: list[float], dices: list[float], *, is_grid: bool = False
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "conditioning": {"phi": phi},
+            "metrics": {"dice": dice, "dice/nucleus": dice + 0.01},
+            "standard_errors": {},
+            "seed_sd": {"dice": 0.01},
+            "num_seeds": 3,
+            "costs": {"macs": 1e9 * (1 + phi), "flops": 2e9 * (1 + phi)},
+            "test_metrics": {"dice": dice - 0.02},
+            "method": method,
+            "trial_ids": [f"{method}-{phi if is_grid else ''}-{seed}" for seed in range(3)],
+        }
+        for phi, dice in zip(phis, dices, strict=True)
+    ]
+
+
+@pytest.fixture
+def points() -> list[dict[str, Any]]:
+    return [
+        *make_points("fixed", [0.0, 0.25, 0.5], [0.80, 0.88, 0.87], is_grid=True),
+        *make_points("sshn", [0.5, 0.0, 0.1, 0.2, 0.3], [0.90, 0.81, 0.88, 0.87, 0.91]),
+    ]
+
+
+def legend_of(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def line_of(figure: Figure, color: str) -> np.ndarray:
+    """The longest line of a colour, as (n, 2) data."""
+    lines = [line for line in figure.axes[0].lines if line.get_color() == color]
+    longest = max(lines, key=lambda line: len(line.get_xydata()))
+    return np.asarray(longest.get_xydata())
+
+
+def test_conditioning_figure_draws_means_sorted_along_the_conditioning(points) -> None:
+    figure = figures.metric_against_conditioning(points, split="test", main="sshn")
+    sshn = [[0.0, 0.81], [0.1, 0.88], [0.2, 0.87], [0.3, 0.91], [0.5, 0.90]]
+    np.testing.assert_array_equal(line_of(figure, figures.PALETTE[0]), sshn)
+    np.testing.assert_array_equal(
+        line_of(figure, figures.PALETTE[1]), [[0.0, 0.80], [0.25, 0.88], [0.5, 0.87]]
+    )
+    assert figure.axes[0].get_ylabel() == "Dice on test"
+    assert figure.axes[0].get_xlabel() == "φ"
+    assert legend_of(figure) == ["sshn (3 seeds)", "fixed (3 seeds)"]
+
+
+def test_amortised_methods_have_a_band_and_grid_baselines_have_bars(points) -> None:
+    axes = figures.metric_against_conditioning(points, split="test", main="sshn").axes[0]
+    (bars,) = axes.containers
+    assert len(bars.lines[0].get_xdata()) == 3
+    bands = [one for one in axes.collections if one not in bars.get_children()]
+    vertices = bands[0].get_paths()[0].vertices
+    assert vertices[:, 1].min() == pytest.approx(0.80)
+    assert vertices[:, 1].max() == pytest.approx(0.92)
+
+
+def test_one_label_of_a_metric_is_named(points) -> None:
+    figure = figures.metric_against_conditioning(
+        points, metric="dice/nucleus", split="val", main="sshn"
+    )
+    assert figure.axes[0].get_ylabel() == "Dice of nucleus on val"
+
+
+def test_cost_figure_draws_the_front_as_steps(points) -> None:
+    figure = figures.metric_against_cost(points, split="test", main="sshn")
+    front = [[1.0, 0.81], [1.1, 0.88], [1.3, 0.91], [1.5, 0.91]]
+    np.testing.assert_allclose(line_of(figure, figures.PALETTE[0]), front, rtol=1e-12)
+    assert figure.axes[0].get_xlabel() == "Multiply-adds per image (GMAC)"
+    assert [text.get_text() for text in figure.axes[0].texts] == ["φ 0", "φ 0.1", "φ 0.3"]
+
+
+def test_cost_figure_compares_at_equal_accuracy(points) -> None:
+    figure = figures.metric_against_cost(points, split="test", main="sshn")
+    # 1.1 GMAC reach the 0.88 that the best fixed one has at 1.25.
+    assert "same Dice as the best fixed, 12 % fewer MACs" in legend_of(figure)
+
+
+def test_cost_figure_is_silent_when_the_best_baseline_is_not_reached(points) -> None:
+    better = make_points("fixed", [0.4], [0.99], is_grid=True)
+    figure = figures.metric_against_cost(points + better, split="test", main="sshn")
+    assert not [text for text in legend_of(figure) if text.startswith("same")]
+
+
+def test_collapse_is_cut_off_and_said() -> None:
+    phis = np.linspace(0, 0.5, 51).tolist()
+    dices = [0.2, *np.linspace(0.9, 0.95, 50).tolist()]
+    figure = figures.metric_against_conditioning(
+        make_points("sshn", phis, dices), split="test", main="sshn"
+    )
+    assert 0.85 < figure.axes[0].get_ylim()[0] < 0.9
+    assert legend_of(figure)[-1] == "below the axis, down to 0.2"
+
+
+def test_whole_range_is_shown_when_nothing_collapses(points) -> None:
+    figure = figures.metric_against_conditioning(points, split="test", main="sshn")
+    assert figure.axes[0].get_ylim()[0] < 0.79
+    assert len(legend_of(figure)) == 2
+
+
+def test_colours_do_not_depend_on_the_order_of_points(points) -> None:
+    first, second = (
+        figures.metric_against_cost(some, split="test", main="sshn")
+        for some in (points, points[::-1])
+    )
+    for color in figures.PALETTE[:2]:
+        np.testing.assert_array_equal(line_of(first, color), line_of(second, color))
+
+
+def test_unknown_metric_is_refused(points) -> None:
+    with pytest.raises(ValueError, match="no point has both 'macs' and 'auc'"):
+        figures.metric_against_cost(points, metric="auc", split="test", main="sshn")
+
+
+def test_training_cost_bars_choose_a_unit() -> None:
+    figure = figures.training_cost_bars({"fixed": 7200.0, "sshn": 1800.0}, main="sshn")
+    axes = figure.axes[0]
+    assert [bar.get_width() for bar in axes.patches] == [0.5, 2.0]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["sshn", "fixed"]
+    assert axes.get_xlabel() == "Training time (h)"
+
+
+def test_learning_curves_draw_what_each_report_holds() -> None:
+    history = [{"epoch": 0, "train_loss": 1.0}, {"epoch": 1, "train_loss": 0.5, "dice": 0.8}]
+    figure = figures.learning_curves({"a": history}, methods={"a": "sshn"}, main="sshn")
+    left, right = figure.axes
+    np.testing.assert_array_equal(left.lines[0].get_xydata(), [[0, 1.0], [1, 0.5]])
+    np.testing.assert_array_equal(right.lines[0].get_xydata(), [[1, 0.8]])
+    assert (left.get_ylabel(), right.get_ylabel()) == ("Training loss", "Dice on val")
+    assert legend_of(figure) == ["sshn (1 trained)"]
+
+
+def test_png_has_the_promised_resolution(points, tmp_path: Path) -> None:
+    path = tmp_path / "figure.png"
+    figures.save_png(figures.metric_against_cost(points, split="test", main="sshn"), path)
+    head = path.read_bytes()[:24]
+    assert head[:8] == b"\x89PNG\r\n\x1a\n"
+    assert (int.from_bytes(head[16:20]), int.from_bytes(head[20:24])) == (900, 660)
+
+
+def test_page_loads_nothing_from_elsewhere_and_tells_each_point(points, tmp_path: Path) -> None:
+    path = tmp_path / "frontier.html"
+    page = figures.frontier_html(points, split="val", main="sshn", title="Cells & <nuclei>")
+    figures.write_html(page, path)
+    written = path.read_text(encoding="utf-8")
+    assert not re.findall(r"<(?:script|link|img)[^>]*(?:src|href)\s*=", written)
+    assert len(written) > 3_000_000  # plotly.js itself
+    for said in ("0.9100 \\u00b1 0.0100", "Dice on test: 0.8900", "1.3 GMAC", "mean of 3 seeds"):
+        assert said in written
+    assert "<nuclei>" not in written

@@ -1,0 +1,309 @@
+"""Points and answers: against hand-made tables and a naive search over their rows."""
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from explorer.queries import (
+    Bound,
+    Columns,
+    PointTable,
+    parse_bound,
+)
+from search_spaces.errors import InputError
+from search_spaces.problem import Objective
+
+DICE = Objective("dice", "maximize")
+MACS = Objective("macs", "minimize", "MAC")
+PHIS = (0.0, 0.1, 0.2, 0.3, 0.4)
+DICES = (0.80, 0.86, 0.88, 0.88, 0.91)
+MACS_OF = (1.23e6, 0.3e9, 0.5e9, 0.45e9, 0.7e9)
+
+
+def row(phi: float, dice: float, macs: float, **changes: Any) -> dict[str, Any]:
+    seed = changes.get("seed", 0)
+    return {
+        "trial_id": f"trial{seed}",
+        "method": "sshn",
+        "seed": seed,
+        "split": "val",
+        "setting_id": f"phi{phi}",
+        "conditioning/phi": phi,
+        "metric/dice": dice,
+        "se/dice": 0.01,
+        "cost/macs": macs,
+        "cost/train_s": 60.0,
+    } | changes
+
+
+def columns_of(rows: list[dict[str, Any]]) -> Columns:
+    names = dict.fromkeys(name for each in rows for name in each)
+    columns = {}
+    for name in names:
+        values = [each.get(name) for each in rows]
+        if any(isinstance(value, str) for value in values):
+            columns[name] = np.array(values, dtype=object)
+        else:
+            columns[name] = np.array([np.nan if v is None else v for v in values], dtype=float)
+    return columns
+
+
+@pytest.fixture(scope="module")
+def curve() -> PointTable:
+    rows = [row(*values) for values in zip(PHIS, DICES, MACS_OF, strict=True)]
+    return PointTable.of(columns_of(rows))
+
+
+def test_parse_bound_reads_name_kind_and_value() -> None:
+    assert parse_bound("macs=0.6G", "max") == Bound("macs", "max", 6e8)
+    assert parse_bound(" dice/nucleus = 0.9", "min") == Bound("dice/nucleus", "min", 0.9)
+    assert str(parse_bound("macs=0.6G", "max")) == "macs <= 600M"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("macs", "expected NAME=VALUE such as macs=0.6G, got 'macs'"),
+        ("=3", "expected NAME=VALUE"),
+        ("macs=lots", "bound on macs: expected a number .* got 'lots'"),
+    ],
+)
+def test_parse_bound_refuses_anything_else(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parse_bound(text, "max")
+
+
+def test_bound_must_be_finite() -> None:
+    with pytest.raises(ValueError, match="a bound on dice must be finite, got nan"):
+        Bound("dice", "min", math.nan)
+
+
+def test_point_averages_seeds_and_joins_test_rows() -> None:
+    rows = [
+        row(0.1, 0.8, 1e9, seed=2, **{"se/dice": 0.03}),
+        row(0.1, 0.9, 1e9, seed=1, **{"se/dice": 0.01}),
+        row(0.1, 0.5, 1e9, seed=1, split="test"),
+        row(0.1, 0.7, 1e9, seed=2, split="test"),
+        row(0.9, 0.1, 1e9, seed=2, split="test"),
+    ]
+    table = PointTable.of(columns_of(rows))
+    assert len(table) == 1
+    assert table.point(0).to_json() == {
+        "conditioning": {"phi": 0.1},
+        "metrics": {"dice": pytest.approx(0.85)},
+        "standard_errors": {"dice": pytest.approx(0.02)},
+        "seed_sd": {"dice": pytest.approx(0.1 / math.sqrt(2))},
+        "num_seeds": 2,
+        "costs": {"macs": 1e9, "flops": 2e9},
+        "test_metrics": {"dice": pytest.approx(0.6)},
+        "method": "sshn",
+        "trial_ids": ["trial1", "trial2"],
+    }
+
+
+def test_point_of_one_seed_has_no_seed_sd_and_refined_ones_no_test_metrics() -> None:
+    rows = [row(0.1, 0.8, 1e9), row(0.15, 0.8, 1e9), row(0.1, 0.7, 1e9, split="test")]
+    table = PointTable.of(columns_of(rows))
+    assert [dict(table.point(index).test_metrics) for index in (0, 1)] == [{"dice": 0.7}, {}]
+    assert table.point(0).seed_sd == {}
+
+
+def test_point_leaves_out_what_was_not_measured() -> None:
+    rows = [
+        row(0.1, 0.8, 1e9, **{"metric/dice/a": 0.5, "conditioning/mode": "fast"}),
+        row(0.2, 0.8, 1e9, **{"metric/empty": None}),
+    ]
+    first, second = (PointTable.of(columns_of(rows)).point(index) for index in (0, 1))
+    by_mode = {"mode" in point.conditioning: point for point in (first, second)}
+    assert by_mode[True].conditioning == {"phi": 0.1, "mode": "fast"}
+    assert by_mode[True].metrics == {"dice": 0.8, "dice/a": 0.5}
+    assert by_mode[False].conditioning == {"phi": 0.2}
+    assert by_mode[False].metrics == {"dice": 0.8}
+
+
+def test_point_is_plain_finite_json(curve: PointTable) -> None:
+    document = curve.point(0).to_json()
+    assert json.loads(json.dumps(document, allow_nan=False)) == document
+    assert type(document["conditioning"]["phi"]) is float
+
+
+@given(st.permutations(range(6)))
+def test_order_of_rows_changes_nothing(order: list[int]) -> None:
+    rows = [
+        row(phi, phi / 2 + seed, 1e9, seed=seed, method=method)
+        for phi, seed, method in [
+            (0.1, 0, "fixed"), (0.1, 1, "fixed"), (0.2, 0, "fixed"),
+            (0.1, 0, "sshn"), (0.2, 0, "sshn"), (0.2, 1, "sshn"),
+        ]
+    ]  # fmt: skip
+    table = PointTable.of(columns_of([rows[index] for index in order]))
+    assert [table.point(index).to_json() for index in range(len(table))] == [
+        PointTable.of(columns_of(rows)).point(index).to_json() for index in range(4)
+    ]
+    assert [table.point(index).method for index in range(4)] == ["fixed"] * 2 + ["sshn"] * 2
+
+
+def test_table_keeps_one_method_when_asked() -> None:
+    columns = columns_of([row(0.1, 0.8, 1e9), row(0.1, 0.7, 1e9, method="fixed")])
+    assert len(PointTable.of(columns)) == 2
+    only = PointTable.of(columns, method="fixed")
+    assert [only.point(index).method for index in range(len(only))] == ["fixed"]
+    assert repr(only) == "PointTable(1 points of fixed; dice, macs, flops)"
+
+
+def test_table_without_such_rows_is_refused() -> None:
+    columns = columns_of([row(0.1, 0.8, 1e9), row(0.1, 0.8, 1e9, split="test", method="fixed")])
+    message = r"of method 'fixed' on split 'val'; there are: fixed on test, sshn on val"
+    with pytest.raises(InputError, match=message):
+        PointTable.of(columns, method="fixed")
+    with pytest.raises(InputError, match="no measurements on split 'train'"):
+        PointTable.of(columns, split="train")
+
+
+def test_query_answers_with_the_best_point_within_bounds(curve: PointTable) -> None:
+    answer = curve.query([parse_bound("macs=0.4G", "max")], objective=DICE)
+    assert answer.feasible
+    assert answer.point is not None
+    assert answer.point.conditioning == {"phi": 0.1}
+    assert answer.to_json() == {
+        "feasible": True,
+        "point": answer.point.to_json(),
+        "bounds": {"macs": {"max": 4e8}},
+    }
+
+
+def test_query_takes_bounds_in_flops_and_values_on_the_bound(curve: PointTable) -> None:
+    answer = curve.query([Bound("flops", "max", 0.6e9), Bound("dice", "min", 0.86)], objective=DICE)
+    assert answer.point == curve.point(1)
+
+
+def test_ties_go_to_the_cheaper_point_then_to_setting_order(curve: PointTable) -> None:
+    answer = curve.query([Bound("macs", "max", 0.6e9)], objective=DICE)
+    assert answer.point is not None
+    assert answer.point.conditioning == {"phi": 0.3}
+    twins = PointTable.of(columns_of([row(0.4, 0.8, 1e9), row(0.2, 0.8, 1e9)]))
+    assert twins.best(DICE).conditioning == {"phi": 0.2}
+
+
+def test_ties_follow_the_tie_breaks_given() -> None:
+    table = PointTable.of(columns_of([row(0.1, 0.7, 1e9), row(0.2, 0.8, 1e9)]))
+    assert table.query([], objective=MACS, tie_breaks=(DICE,)).point == table.point(1)
+    unknown = Objective("unknown", "minimize")
+    assert table.query([], objective=MACS, tie_breaks=(unknown,)).point == table.point(0)
+
+
+def test_points_without_the_objective_take_no_part() -> None:
+    table = PointTable.of(columns_of([row(0.1, math.nan, 1e6), row(0.2, 0.8, 1e9)]))
+    assert table.best(DICE).conditioning == {"phi": 0.2}
+    assert table.frontier([DICE, MACS]).ids.tolist() == [1]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12),
+    st.integers(-1, 6),
+    st.integers(-1, 6),
+)
+def test_query_agrees_with_a_naive_search(
+    values: list[tuple[int, int]], max_macs: int, min_dice: int
+) -> None:
+    rows = [row(index / 100, dice, macs) for index, (dice, macs) in enumerate(values)]
+    bounds = [Bound("macs", "max", max_macs), Bound("dice", "min", min_dice)]
+    answer = PointTable.of(columns_of(rows)).query(bounds, objective=DICE)
+    within = [(-d, m, i) for i, (d, m) in enumerate(values) if m <= max_macs and d >= min_dice]
+    assert answer.feasible == bool(within)
+    if answer.point is not None:
+        assert answer.point.conditioning == {"phi": min(within)[2] / 100}
+    else:
+        assert answer.nearest is not None
+        assert answer.reason
+
+
+def test_reason_names_the_bound_that_nothing_meets(curve: PointTable) -> None:
+    answer = curve.query([parse_bound("macs=1k", "max")], objective=DICE)
+    assert answer.reason == "no setting has macs <= 1k: the smallest is 1.23M (phi = 0)"
+    assert answer.nearest == curve.point(0)
+    assert answer.nearest is not None
+    assert answer.to_json() == {
+        "feasible": False,
+        "reason": answer.reason,
+        "nearest": answer.nearest.to_json(),
+        "bounds": {"macs": {"max": 1000.0}},
+    }
+
+
+def test_reason_names_every_bound_that_nothing_meets(curve: PointTable) -> None:
+    bounds = [Bound("macs", "max", 1e3), Bound("dice", "min", 0.95), Bound("flops", "min", 0)]
+    assert curve.query(bounds, objective=DICE).reason == (
+        "no setting has macs <= 1k: the smallest is 1.23M (phi = 0); "
+        "no setting has dice >= 0.95: the largest is 0.91 (phi = 0.4)"
+    )
+
+
+def test_reason_names_the_trade_between_bounds_that_exclude_each_other(curve: PointTable) -> None:
+    bounds = [Bound("flops", "min", 0), Bound("macs", "max", 0.5e9), Bound("dice", "min", 0.9)]
+    answer = curve.query(bounds, objective=MACS)
+    assert answer.reason == (
+        "macs <= 500M and dice >= 0.9 exclude each other: "
+        "with dice >= 0.9 the smallest macs is 700M (phi = 0.4), "
+        "with macs <= 500M the largest dice is 0.88 (phi = 0.2)"
+    )
+
+
+def test_reason_tells_a_near_miss_from_its_bound() -> None:
+    table = PointTable.of(columns_of([row(0.1, 0.89999, 1e9, **{"conditioning/mode": "fast"})]))
+    reason = table.query([Bound("dice", "min", 0.9)], objective=DICE).reason
+    assert reason == "no setting has dice >= 0.9: the largest is 0.89999 (phi = 0.1, mode = fast)"
+    miss = np.nextafter(0.9, 0)
+    table = PointTable.of(columns_of([row(0.1, miss, 1e9)]))
+    assert repr(float(miss)) in table.query([Bound("dice", "min", 0.9)], objective=DICE).reason
+
+
+def test_nearest_has_the_smallest_worst_normalised_violation() -> None:
+    # Ranges: macs 100, dice 1. Worst violations: 0.5 (macs), 0.3 (dice), 0.4 (dice).
+    rows = [row(0.1, 1.0, 100), row(0.2, 0.6, 70), row(0.3, 0.5, 50), row(0.4, 0.0, 0)]
+    bounds = [Bound("macs", "max", 50), Bound("dice", "min", 0.9)]
+    answer = PointTable.of(columns_of(rows)).query(bounds, objective=DICE)
+    assert answer.nearest is not None
+    assert answer.nearest.conditioning == {"phi": 0.2}
+
+
+def test_nearest_has_every_bounded_quantity() -> None:
+    rows = [row(0.1, 0.9, math.nan), row(0.2, 0.5, 10), row(0.3, math.nan, 1)]
+    table = PointTable.of(columns_of(rows))
+    answer = table.query([Bound("macs", "max", 5)], objective=DICE)
+    assert answer.nearest is not None
+    assert answer.nearest.conditioning == {"phi": 0.2}
+    apart = PointTable.of(columns_of([rows[0], rows[2]]))
+    with pytest.raises(InputError, match="expected a point with all of dice, macs"):
+        apart.query([Bound("macs", "max", 5)], objective=DICE)
+
+
+def test_unknown_names_list_the_known_ones(curve: PointTable) -> None:
+    message = "unknown metric or cost 'speed'; known: dice, flops, macs"
+    with pytest.raises(InputError, match=message):
+        curve.query([Bound("speed", "max", 1)], objective=DICE)
+    with pytest.raises(InputError, match=message):
+        curve.query([], objective=Objective("speed", "maximize"))
+
+
+def test_repeated_bounds_are_refused(curve: PointTable) -> None:
+    with pytest.raises(InputError, match="at most one max bound on macs"):
+        curve.query([Bound("macs", "max", 1), Bound("macs", "max", 2)], objective=DICE)
+
+
+def test_iso_accuracy_finds_the_cheapest_point_as_good(curve: PointTable) -> None:
+    assert curve.iso_accuracy(0.87, objective=DICE).point == curve.point(3)
+    assert not curve.iso_accuracy(0.99, objective=DICE).feasible
+    costly = Objective("macs", "minimize")
+    assert curve.iso_accuracy(0.5e9, objective=costly, cost="flops").point == curve.point(0)
+
+
+def test_frontier_holds_positions_of_nondominated_points(curve: PointTable) -> None:
+    frontier = curve.frontier([DICE, MACS])
+    assert [curve.point(index).conditioning["phi"] for index in frontier.ids] == [0.4, 0.3, 0.1, 0]
+    assert frontier.losses[0].tolist() == [-0.91, 0.7e9]

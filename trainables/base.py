@@ -1,0 +1,147 @@
+"""What a trainable model declares, how its training is set, and where it trains.
+
+Shapes: n images, C channels, spatial axes H W (or D H W).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from search_spaces.problem import Problem
+from search_spaces.space import Config
+
+Precision = Literal["float32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """The images of one split: `images` (n, C, *spatial) float32, `masks` (n, *spatial) uint8."""
+
+    images: NDArray[np.float32]
+    masks: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a training with one loss.
+
+    Attributes:
+        name: for progress and histories.
+        share: its part of the epochs; the shares of all stages sum to one.
+    """
+
+    name: str
+    share: float
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a model is trained; everything here changes the result.
+
+    Attributes:
+        epochs: passes over the training images.
+        batch_size: images per step, over all workers together; an incomplete batch is left out.
+        learning_rate: of Adam, at the start.
+        betas: of Adam.
+        schedule: `cosine` to zero over all epochs, or `constant`.
+        prior: range of each conditioning parameter, drawn uniformly once per step.
+        seed: of the initial weights, the batches, the augmentation and the draws.
+        precision: `bf16` runs the primary network under bfloat16 autocast.
+        channels_last: memory format of images and features.
+        augment: any of `flip` (each axis) and `transpose` (square images), per image.
+        validate_every: epochs between validations; the last epoch is always validated.
+        checkpoint_every: epochs between checkpoints.
+        patience: validations without improvement before training stops; None: never.
+        num_threads: of torch on a CPU; None leaves them alone.
+    """
+
+    epochs: int
+    batch_size: int = 16
+    learning_rate: float = 3e-3
+    betas: tuple[float, float] = (0.9, 0.99)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    prior: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    seed: int = 0
+    precision: Precision = "float32"
+    channels_last: bool = False
+    augment: tuple[str, ...] = ("flip", "transpose")
+    validate_every: int = 10
+    checkpoint_every: int = 50
+    patience: int | None = None
+    num_threads: int | None = 1
+
+
+class Trainable(Protocol):
+    """A model family that can be trained and asked; it knows nothing of where or why.
+
+    Attributes:
+        method: its name in `TRAINABLES`.
+        problem: the space and objectives; its conditioning parameters are drawn while training.
+        stages: in the order of training.
+    """
+
+    method: str
+    problem: Problem
+    stages: tuple[Stage, ...]
+
+    def build(self, seed: int) -> nn.Module:
+        """A freshly initialised module; the seed alone decides its weights."""
+        ...
+
+    def loss(
+        self, module: nn.Module, images: Tensor, masks: Tensor, conditioning: Config, stage: str
+    ) -> Tensor:
+        """Training loss (scalar), a mean over the batch."""
+        ...
+
+    def materialize(self, module: nn.Module, conditioning: Config) -> nn.Module:
+        """The network that remains once the conditioning is chosen; maps images to outputs."""
+        ...
+
+    def evaluate(self, network: nn.Module, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
+        """Values (n,) per metric and label of a materialised network; NaN where undefined."""
+        ...
+
+    def costs(self, conditioning: Config) -> dict[str, float]:
+        """The problem's known costs of one image, computed without running the model."""
+        ...
+
+    def sizes(self, conditioning: Config) -> dict[str, list[int]]:
+        """Spatial size of the features of each stage, by name."""
+        ...
+
+
+class TrainContext(Protocol):
+    """Where a training runs: in this process, as a Ray Tune trial, as one of several workers.
+
+    Attributes:
+        rank: of this worker, from 0.
+        world_size: number of workers.
+        device: torch device string.
+    """
+
+    rank: int
+    world_size: int
+    device: str
+
+    def report(self, metrics: dict[str, Any], checkpoint_dir: Path | None) -> None:
+        """Tell progress; takes over the checkpoint folder, if there is one."""
+        ...
+
+    def checkpoint_dir(self) -> Path | None:
+        """The last checkpoint that was reported for this trial, if any."""
+        ...
+
+    def prepare(self, module: nn.Module) -> nn.Module:
+        """Move the module to its device and wrap it for several workers."""
+        ...

@@ -1,0 +1,237 @@
+"""Networks whose weights are a function of a conditioning.
+
+A conditioned network answers one question, `weights(conditioning)`, and the primary network runs
+with the answer; after training that answer is all that is kept. Shapes: d conditioning
+parameters encoded to e inputs; h features of the hypernetwork's last hidden layer.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+Initialisation = Literal["residual", "kaiming", "kaiming_fan_out", "variance"]
+NEGATIVE_SLOPE = 0.01
+
+
+def complement(z: Tensor) -> Tensor:
+    """[z, 1 - z]: no bias towards large values (Scale-Space Hypernetworks, section 3)."""
+    return torch.cat([z, 1 - z])
+
+
+def fourier(z: Tensor) -> Tensor:
+    """[z, sin and cos of 1, 2 and 4 half turns of z]."""
+    angles = torch.cat([math.pi * frequency * z for frequency in (1, 2, 4)])
+    return torch.cat([z, angles.sin(), angles.cos()])
+
+
+ENCODINGS: dict[str, Callable[[Tensor], Tensor]] = {
+    "complement": complement,
+    "plain": lambda z: z,
+    "fourier": fourier,
+}
+
+
+class Hypernetwork(nn.Module):
+    """Fully connected network from an encoded conditioning to every weight of a primary network.
+
+    Args:
+        shapes: name and shape of each tensor to predict.
+        num_inputs: e, the length of the encoded conditioning.
+        hidden_sizes: features of the hidden layers (the papers': 10 and 100).
+        initialisation: `residual` (default): a prediction is a weight of its own, Kaiming
+            initialised, plus 1/h times a linear map of the features that starts at zero; so the
+            primary network starts as an ordinary one, and its weights and their dependence on
+            the conditioning both learn at the rate of an ordinary network. `kaiming` and
+            `kaiming_fan_out`: the papers'; the last layer is initialised tensor by tensor, biases
+            are zero. `variance`: as `kaiming`, scaled so that predictions have the variance of
+            Kaiming weights.
+        generator: source of the random numbers.
+
+    Source: Scale-Space Hypernetworks, sections 3 and 4.4.
+    """
+
+    def __init__(
+        self,
+        shapes: Mapping[str, torch.Size],
+        *,
+        num_inputs: int,
+        hidden_sizes: Sequence[int] = (10, 100),
+        initialisation: Initialisation = "residual",
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.shapes = dict(shapes)
+        self.numels = [shape.numel() for shape in self.shapes.values()]
+        self.num_inputs = num_inputs
+        sizes = [num_inputs, *hidden_sizes]
+        layers = [nn.Linear(before, after) for before, after in itertools.pairwise(sizes)]
+        self.hidden = nn.ModuleList(layers)
+        self.weight = nn.Parameter(torch.zeros(sum(self.numels), sizes[-1]))
+        self.bias = nn.Parameter(torch.zeros(sum(self.numels)))
+        self.scale = 1 / sizes[-1] if initialisation == "residual" else 1.0
+        for layer in layers:
+            kaiming_(layer.weight.data, generator=generator)
+            nn.init.zeros_(layer.bias)
+        self._initialise_last(initialisation, generator)
+
+    @torch.no_grad()
+    def _initialise_last(self, initialisation: str, generator: torch.Generator) -> None:
+        biases = self.bias.split(self.numels)
+        groups = zip(self.shapes.items(), self.weight.split(self.numels), biases, strict=True)
+        norm = self.features(torch.full((self.num_inputs,), 0.5)).norm().item()
+        for (_, shape), weight, bias in groups:
+            if initialisation == "residual":
+                if len(shape) > 1:
+                    bias.view(shape).copy_(kaiming_(torch.empty(shape), generator=generator))
+            elif initialisation == "variance":
+                gain = math.sqrt(2 / (1 + NEGATIVE_SLOPE**2))
+                std = gain / math.sqrt(shape[1:].numel()) if len(shape) > 1 else 0.0
+                weight.normal_(0, 1, generator=generator).mul_(std / norm)
+            else:
+                kaiming_(weight, generator=generator, fan_out=initialisation.endswith("out"))
+
+    def features(self, inputs: Tensor) -> Tensor:
+        """Return the last hidden features (h,) of encoded inputs (e,)."""
+        for layer in self.hidden:
+            inputs = F.leaky_relu(layer(inputs), NEGATIVE_SLOPE)
+        return inputs
+
+    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
+        """Return the predicted tensors, by name, for encoded inputs (e,)."""
+        flat = torch.addmv(self.bias, self.weight, self.features(inputs), alpha=self.scale)
+        parts = flat.split(self.numels)
+        return {n: p.view(s) for (n, s), p in zip(self.shapes.items(), parts, strict=True)}
+
+
+class ConditionedNetwork(nn.Module):
+    """A primary network with its own weights, the same for every conditioning.
+
+    Sub-classes override `weights`. Parameters are what is trained; `weights` is what is run.
+
+    Args:
+        primary: the network that sees the images.
+    """
+
+    def __init__(self, primary: nn.Module) -> None:
+        super().__init__()
+        self.primary = primary
+
+    def weights(self, z: Tensor) -> dict[str, Tensor]:
+        """Return every weight of the primary network, by name, at unit conditioning z (d,)."""
+        return dict(self.primary.named_parameters())
+
+    def forward(self, x: Tensor, factors: Sequence[float], z: Tensor) -> Tensor:
+        """Run the primary network on images x with the weights at z."""
+        with torch.autocast(x.device.type, enabled=False):
+            weights = self.weights(z)
+        output: Tensor = functional_call(self.primary, weights, (x, factors))
+        return output
+
+
+class HyperConditionedNetwork(ConditionedNetwork):
+    """A primary network with every weight predicted by a hypernetwork (eq. 2 of the paper)."""
+
+    def __init__(
+        self,
+        primary: nn.Module,
+        *,
+        num_conditionings: int,
+        encoding: str = "complement",
+        hidden_sizes: Sequence[int] = (10, 100),
+        initialisation: Initialisation = "residual",
+        generator: torch.Generator,
+    ) -> None:
+        nn.Module.__init__(self)
+        # structure alone, and not a sub-module: nothing of it is stored, moved or trained
+        self.__dict__["primary"] = primary.to("meta")
+        self.encode = ENCODINGS[encoding]
+        shapes = {name: tensor.shape for name, tensor in primary.named_parameters()}
+        self.hypernetwork = Hypernetwork(
+            shapes,
+            num_inputs=len(self.encode(torch.zeros(num_conditionings))),
+            hidden_sizes=hidden_sizes,
+            initialisation=initialisation,
+            generator=generator,
+        )
+
+    def weights(self, z: Tensor) -> dict[str, Tensor]:
+        predicted: dict[str, Tensor] = self.hypernetwork(self.encode(z))
+        return predicted
+
+
+class FilmConditionedNetwork(ConditionedNetwork):
+    """Feature-wise linear modulation after every convolution, from the conditioning.
+
+    Scaling and shifting a convolution's output is the same as scaling its filters and scaling
+    and shifting its bias: gamma (W x + b) + beta = (gamma W) x + (gamma b + beta). So FiLM too
+    is a function from conditioning to weights, and costs nothing once the conditioning is chosen.
+
+    Source: Perez et al. (2018), arXiv:1709.07871; Scale-Space Hypernetworks, section 4.3.
+    """
+
+    def __init__(
+        self,
+        primary: nn.Module,
+        *,
+        num_conditionings: int,
+        encoding: str = "complement",
+        hidden_sizes: Sequence[int] = (10, 100),
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__(primary)
+        self.encode = ENCODINGS[encoding]
+        self.convolutions = [
+            name for name, child in primary.named_modules() if hasattr(child, "kernel_size")
+        ]
+        shapes = {name: self._vector(name) for name in self.convolutions}
+        self.modulation = Hypernetwork(
+            {
+                f"{kind}.{name}": shape
+                for name, shape in shapes.items()
+                for kind in ("gamma", "beta")
+            },
+            num_inputs=len(self.encode(torch.zeros(num_conditionings))),
+            hidden_sizes=hidden_sizes,
+            generator=generator,
+        )
+
+    def _vector(self, convolution: str) -> torch.Size:
+        return self.primary.get_parameter(f"{convolution}.bias").shape
+
+    def weights(self, z: Tensor) -> dict[str, Tensor]:
+        weights: dict[str, Tensor] = dict(self.primary.named_parameters())
+        modulation = self.modulation(self.encode(z))
+        for name in self.convolutions:
+            weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
+            gamma, beta = 1 + modulation[f"gamma.{name}"], modulation[f"beta.{name}"]
+            weights[f"{name}.weight"] = weight * gamma.view(-1, *[1] * (weight.dim() - 1))
+            weights[f"{name}.bias"] = bias * gamma + beta
+        return weights
+
+
+def kaiming_(tensor: Tensor, *, generator: torch.Generator, fan_out: bool = False) -> Tensor:
+    """Fill in place with Kaiming normal values for LeakyReLU (He et al. 2015, arXiv:1502.01852)."""
+    return nn.init.kaiming_normal_(
+        tensor,
+        a=NEGATIVE_SLOPE,
+        mode="fan_out" if fan_out else "fan_in",
+        nonlinearity="leaky_relu",
+        generator=generator,
+    )
+
+
+def initialise_primary(primary: nn.Module, *, generator: torch.Generator) -> None:
+    """Kaiming weights, zero biases: as every prediction of a `residual` hypernetwork starts."""
+    for parameter in primary.parameters():
+        if parameter.dim() > 1:
+            kaiming_(parameter.data, generator=generator)
+        else:
+            nn.init.zeros_(parameter)

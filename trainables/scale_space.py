@@ -1,0 +1,237 @@
+"""Segmentation networks over a continuum of rescaling factors: SSHN and its three baselines.
+
+Source: Gonzalez Ortiz, Guttag, Dalca, "Scale-Space Hypernetworks for Efficient Biomedical
+Imaging"; eq. 2, sections 4.3 and 4.4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from search_spaces.errors import InputError
+from search_spaces.rescaling import rescaling_problem
+from search_spaces.space import Config
+from trainables.base import Stage
+from trainables.cost import Rounding, Size, costs
+from trainables.hypernetwork import (
+    ConditionedNetwork,
+    FilmConditionedNetwork,
+    HyperConditionedNetwork,
+    Initialisation,
+    initialise_primary,
+)
+from trainables.losses import cross_entropy, soft_dice_loss
+from trainables.metrics.segmentation import dice_per_label, mean_over_labels
+from trainables.networks.unet import UNet
+
+
+@dataclass(frozen=True)
+class SegmentationModel:
+    """The primary network, its data's shape, and how its weights are conditioned.
+
+    Attributes:
+        in_channels: C of the images.
+        labels: names of the foreground labels.
+        size: spatial size of the images.
+        encoder_widths: features per encoder stage, full resolution first.
+        decoder_widths: features per decoder stage, lowest resolution first.
+        num_factors: 1, or the number of downsampling steps for one factor each.
+        rounding: how a rescaled size becomes an integer.
+        encoding: of the conditioning, a name in `ENCODINGS`.
+        hidden_sizes: of the hypernetwork, and of FiLM's network.
+        initialisation: of the hypernetwork.
+        dice_share: part of the epochs that train on soft Dice, after cross-entropy.
+    """
+
+    in_channels: int
+    labels: tuple[str, ...]
+    size: Size
+    encoder_widths: tuple[int, ...] = (16, 16, 16, 16, 16)
+    decoder_widths: tuple[int, ...] = (16, 16, 16, 16)
+    num_factors: int = 1
+    rounding: Rounding = "round"
+    encoding: str = "complement"
+    hidden_sizes: tuple[int, ...] = (10, 100)
+    initialisation: Initialisation = "residual"
+    dice_share: float = 0.5
+
+
+class MaterializedNetwork(nn.Module):
+    """A primary network with its weights and rescaling factors settled; the hypernetwork is gone.
+
+    Args:
+        primary: the architecture.
+        weights: every tensor of it, by name.
+        factors: one rescaling factor per downsampling step.
+    """
+
+    def __init__(
+        self, primary: nn.Module, weights: dict[str, Tensor], factors: Sequence[float]
+    ) -> None:
+        super().__init__()
+        self.primary = primary
+        self.factors = tuple(factors)
+        self.settled = {name: tensor.detach() for name, tensor in weights.items()}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits of images x."""
+        output: Tensor = functional_call(self.primary, self.settled, (x, self.factors))
+        return output
+
+
+class ScaleSpaceSegmentation:
+    """Segmentation whose network shrinks its features by a factor phi, or by one per level.
+
+    Args:
+        method: `sshn`, `fixed`, `stochastic` or `film`.
+        model: network and data shape.
+        settled: rescaling factors that are training parameters (the `fixed` baseline); when
+            given, nothing is drawn while training.
+
+    Raises:
+        InputError: factors outside [0, 1], or a `num_factors` that the network does not have.
+    """
+
+    def __init__(
+        self, method: str, model: SegmentationModel, settled: Config | None = None
+    ) -> None:
+        self.method, self.model = method, model
+        problem = rescaling_problem(num_factors=model.num_factors)
+        self.space = problem.space
+        self.settled: Config = self.space.validate(settled) if settled else {}
+        self.problem = problem.demoted() if settled else problem
+        self.stages = tuple(
+            Stage(name, share)
+            for name, share in (
+                ("cross_entropy", 1 - model.dice_share),
+                ("soft_dice", model.dice_share),
+            )
+            if share > 0
+        )
+        if model.num_factors not in (1, len(model.decoder_widths)):
+            raise InputError(
+                f"model.num_factors must be 1 or the number of downsampling steps, "
+                f"{len(model.decoder_widths)}; got {model.num_factors}"
+            )
+
+    def _primary(self) -> UNet:
+        return UNet(
+            in_channels=self.model.in_channels,
+            out_channels=len(self.model.labels) + 1,
+            encoder_widths=self.model.encoder_widths,
+            decoder_widths=self.model.decoder_widths,
+            num_dims=len(self.model.size),
+            rounding=self.model.rounding,
+        )
+
+    @cached_property
+    def skeleton(self) -> UNet:
+        """The primary network without storage: structure for costs and materialised weights."""
+        with torch.device("meta"):
+            return self._primary()
+
+    @cached_property
+    def num_parameters(self) -> int:
+        """Number of weights and biases of the primary network."""
+        return sum(parameter.numel() for parameter in self.skeleton.parameters())
+
+    def factors(self, conditioning: Config) -> tuple[float, ...]:
+        """One rescaling factor per downsampling step.
+
+        Raises:
+            InputError: a factor is missing, unknown or outside [0, 1].
+        """
+        values = self.space.validate({**self.settled, **conditioning}).values()
+        repeats = self.skeleton.num_rescalings if self.model.num_factors == 1 else 1
+        return tuple(float(value) for value in values) * repeats
+
+    def encoded(self, conditioning: Config, device: torch.device) -> Tensor:
+        """Unit conditioning z (d,) in [0, 1]."""
+        values = self.space.encode([{**self.settled, **conditioning}])[0]
+        return torch.tensor(values, dtype=torch.float32, device=device)
+
+    def build(self, seed: int) -> ConditionedNetwork:
+        generator = torch.Generator().manual_seed(seed)
+        primary = self._primary()
+        initialise_primary(primary, generator=generator)
+        return CONDITIONED_NETWORKS[self.method](primary, self.model, len(self.space), generator)
+
+    def loss(
+        self, module: nn.Module, images: Tensor, masks: Tensor, conditioning: Config, stage: str
+    ) -> Tensor:
+        z = self.encoded(conditioning, images.device)
+        logits = module(images, self.factors(conditioning), z).float()
+        criterion = soft_dice_loss if stage == "soft_dice" else cross_entropy
+        return criterion(logits, masks)
+
+    @torch.no_grad()
+    def materialize(self, module: nn.Module, conditioning: Config) -> MaterializedNetwork:
+        assert isinstance(module, ConditionedNetwork)
+        device = next(module.parameters()).device
+        weights = module.weights(self.encoded(conditioning, device))
+        return MaterializedNetwork(self.skeleton, weights, self.factors(conditioning))
+
+    def evaluate(self, network: nn.Module, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
+        labels = self.model.labels
+        dice = dice_per_label(network(images).argmax(1), masks, num_labels=len(labels))
+        per_label = {f"dice/{label}": dice[:, k] for k, label in enumerate(labels)}
+        return {"dice": mean_over_labels(dice), **per_label}
+
+    def costs(self, conditioning: Config) -> dict[str, float]:
+        operations = self.skeleton.operations(self.model.size, self.factors(conditioning))
+        return costs(operations, num_parameters=self.num_parameters)
+
+    def sizes(self, conditioning: Config) -> dict[str, list[int]]:
+        operations = self.skeleton.operations(self.model.size, self.factors(conditioning))
+        return {
+            operation.name.removesuffix(".conv1"): list(operation.size)
+            for operation in operations
+            if operation.name.endswith((".conv1", "head"))
+        }
+
+
+def _hyper(
+    primary: nn.Module, model: SegmentationModel, num_conditionings: int, generator: torch.Generator
+) -> ConditionedNetwork:
+    return HyperConditionedNetwork(
+        primary,
+        num_conditionings=num_conditionings,
+        encoding=model.encoding,
+        hidden_sizes=model.hidden_sizes,
+        initialisation=model.initialisation,
+        generator=generator,
+    )
+
+
+def _film(
+    primary: nn.Module, model: SegmentationModel, num_conditionings: int, generator: torch.Generator
+) -> ConditionedNetwork:
+    return FilmConditionedNetwork(
+        primary,
+        num_conditionings=num_conditionings,
+        encoding=model.encoding,
+        hidden_sizes=model.hidden_sizes,
+        generator=generator,
+    )
+
+
+def _unconditioned(
+    primary: nn.Module, model: SegmentationModel, num_conditionings: int, generator: torch.Generator
+) -> ConditionedNetwork:
+    return ConditionedNetwork(primary)
+
+
+CONDITIONED_NETWORKS: dict[
+    str, Callable[[nn.Module, SegmentationModel, int, torch.Generator], ConditionedNetwork]
+] = {
+    "sshn": _hyper,
+    "film": _film,
+    "stochastic": _unconditioned,
+    "fixed": _unconditioned,
+}

@@ -1,0 +1,505 @@
+"""The one training loop: resume, step, reduce, report, checkpoint. It knows no Ray.
+
+Everything random is a function of (seed, step) or (seed, epoch), the same on every worker, so a
+resumed training equals an uninterrupted one, and two workers equal one up to reduction order.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from search_spaces.errors import InputError, RunError
+from search_spaces.space import Config, Parameter, SearchSpace
+from trainables.base import Arrays, Precision, Trainable, TrainConfig, TrainContext
+
+NUM_VALIDATION_SETTINGS = 5
+EVALUATION_BATCH_SIZE = 64
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training leaves behind.
+
+    Attributes:
+        best: weights of the epoch with the best validation metric, by name.
+        best_epoch: that epoch, counted from 1.
+        best_metric: its value: the problem's first objective, mean over the validation images
+            and over five settings evenly spaced over the prior.
+        history: one row per validated epoch.
+        train_s: processor seconds (on a GPU: seconds) of steps, validations and checkpoints.
+        wall_s: seconds by the clock of the same.
+    """
+
+    best: dict[str, Tensor]
+    best_epoch: int
+    best_metric: float
+    history: list[dict[str, float]]
+    train_s: float
+    wall_s: float
+
+
+def train(
+    trainable: Trainable,
+    data: Mapping[str, Arrays],
+    config: TrainConfig,
+    context: TrainContext,
+) -> TrainResult:
+    """Train a model on the split `train`, choosing the epoch on the split `val`.
+
+    Raises:
+        InputError: fewer training images than one batch, or a checkpoint of another training.
+        RunError: the loss is not finite.
+    """
+    if len(data["train"]) < config.batch_size:
+        raise InputError(
+            f"train.batch_size must be at most the number of training images, "
+            f"{len(data['train'])}; got {config.batch_size}"
+        )
+    if config.num_threads is not None and context.device == "cpu":
+        torch.set_num_threads(config.num_threads)
+    return _Training(trainable, data, config, context).run()
+
+
+class _Training:
+    """The state of one training: what a checkpoint holds, and what is rebuilt around it."""
+
+    def __init__(
+        self,
+        trainable: Trainable,
+        data: Mapping[str, Arrays],
+        config: TrainConfig,
+        context: TrainContext,
+    ) -> None:
+        self.trainable, self.config, self.context = trainable, config, context
+        self.data = data
+        self.space = trainable.problem.space.conditioning
+        self.device = torch.device(context.device)
+        self.memory_format = memory_format(config.channels_last, data["train"].images.ndim - 2)
+        self.bare = trainable.build(config.seed)
+        self.module = context.prepare(self.bare)
+        self.optimizer = torch.optim.Adam(
+            self.bare.parameters(),
+            lr=config.learning_rate,
+            betas=config.betas,
+            fused=True,
+        )
+        self.steps_per_epoch = len(data["train"]) // config.batch_size
+        self.epoch = 0
+        self.best: dict[str, Tensor] = {}
+        self.best_epoch, self.best_metric = 0, -math.inf
+        self.history: list[dict[str, float]] = []
+        self.spent_s = self.spent_wall_s = 0.0
+
+    def run(self) -> TrainResult:
+        self._restore()
+        clock = _Clock(self.device)
+        images = torch.from_numpy(self.data["train"].images).to(self.device)
+        masks = torch.from_numpy(self.data["train"].masks).to(self.device).long()
+        while self.epoch < self.config.epochs and not self._is_stalled():
+            loss = self._train_epoch(images, masks)
+            self.epoch += 1
+            last = self.epoch == self.config.epochs
+            if last or self.epoch % self.config.validate_every == 0:
+                self._validate(loss)
+            last = last or self._is_stalled()
+            saved = last or self.epoch % self.config.checkpoint_every == 0
+            spent_s, wall_s = clock.read()
+            self.spent_s, self.spent_wall_s = self.spent_s + spent_s, self.spent_wall_s + wall_s
+            metrics = {"epoch": self.epoch, "epochs": self.config.epochs, "train_loss": loss}
+            if self.history:
+                metrics |= {"val": self.history[-1]["val"]}
+            self.context.report(metrics, self._save() if saved else None)
+        return TrainResult(
+            self.best,
+            self.best_epoch,
+            self.best_metric,
+            self.history,
+            self.spent_s,
+            self.spent_wall_s,
+        )
+
+    def _is_stalled(self) -> bool:
+        patience = self.config.patience
+        if patience is None or not self.history:
+            return False
+        since_best = sum(row["epoch"] > self.best_epoch for row in self.history)
+        return since_best >= patience
+
+    def _stage(self) -> str:
+        """The stage of the present epoch: stages divide the epochs by their shares."""
+        passed = 0.0
+        for stage in self.trainable.stages:
+            passed += stage.share
+            if self.epoch < round(passed * self.config.epochs):
+                break
+        return stage.name
+
+    def _train_epoch(self, images: Tensor, masks: Tensor) -> float:
+        config, context = self.config, self.context
+        self.module.train()
+        stage, losses, drawn = self._stage(), [], []
+        for step, indices in self._batches(len(images)):
+            x, y = augment(images[indices], masks[indices], config.augment, (config.seed, step))
+            x, y = x[context.rank :: context.world_size], y[context.rank :: context.world_size]
+            x = x.contiguous(memory_format=self.memory_format)
+            conditioning = draw(self.space, config.prior, (config.seed, step))
+            for group in self.optimizer.param_groups:
+                group["lr"] = config.learning_rate * self._schedule(step)
+            with autocast(self.device, config.precision):
+                loss = self.trainable.loss(self.module, x, y, conditioning, stage)
+            # workers average gradients; weighting by shard size makes that the batch's mean
+            weight = len(x) * context.world_size / config.batch_size
+            self.optimizer.zero_grad(set_to_none=True)
+            (loss * weight).backward()
+            self.optimizer.step()
+            losses.append((loss * weight).detach())
+            drawn.append(conditioning)
+        values = self._mean_over_workers(torch.stack(losses)).tolist()
+        for step, (value, conditioning) in enumerate(zip(values, drawn, strict=True)):
+            if not math.isfinite(value):
+                raise RunError(
+                    f"{self.trainable.method}: the loss is {value} in epoch {self.epoch + 1}, step "
+                    f"{step + 1}, at {conditioning or 'its fixed setting'}: lower "
+                    f"train.learning_rate (now {config.learning_rate:g})"
+                )
+        return float(np.mean(values))
+
+    def _batches(self, num_images: int) -> Iterator[tuple[int, Tensor]]:
+        """Yield (global step, image indices) of one epoch, in an order from (seed, epoch)."""
+        order = np.random.default_rng((self.config.seed, self.epoch, 1)).permutation(num_images)
+        size = self.config.batch_size
+        for index in range(self.steps_per_epoch):
+            batch = torch.from_numpy(order[index * size : (index + 1) * size])
+            yield self.epoch * self.steps_per_epoch + index, batch
+
+    def _schedule(self, step: int) -> float:
+        if self.config.schedule == "constant":
+            return 1.0
+        return 0.5 * (1 + math.cos(math.pi * step / (self.config.epochs * self.steps_per_epoch)))
+
+    def _validate(self, train_loss: float) -> None:
+        self.module.eval()
+        name = self.trainable.problem.objectives[0].name
+        rank, size = self.context.rank, self.context.world_size
+        shard = Arrays(self.data["val"].images[rank::size], self.data["val"].masks[rank::size])
+        totals = torch.zeros(2, dtype=torch.float64)
+        settings = validation_settings(self.space, self.config.prior)
+        for conditioning in settings:
+            values = evaluate_setting(
+                self.trainable,
+                self.bare,
+                shard,
+                conditioning,
+                precision=self.config.precision,
+                channels_last=self.config.channels_last,
+            )[name]
+            finite = values[np.isfinite(values)]
+            totals += torch.tensor([finite.sum(), len(finite)], dtype=torch.float64)
+        total, count = self._sum_over_workers(totals).tolist()
+        objective = self.trainable.problem.objective(name)
+        metric = total / max(count, 1)
+        self.history.append(
+            {
+                "epoch": float(self.epoch),
+                "train_loss": train_loss,
+                "val": metric,
+                "learning_rate": self.optimizer.param_groups[0]["lr"],
+            }
+        )
+        if not self.best or objective.to_loss(metric) < objective.to_loss(self.best_metric):
+            self.best_metric, self.best_epoch = metric, self.epoch
+            self.best = {n: t.cpu().clone() for n, t in self.bare.state_dict().items()}
+
+    def _sum_over_workers(self, values: Tensor) -> Tensor:
+        if self.context.world_size > 1:
+            values = values.to(self.device)
+            dist.all_reduce(values)
+        return values
+
+    def _mean_over_workers(self, values: Tensor) -> Tensor:
+        return self._sum_over_workers(values) / self.context.world_size
+
+    def _fingerprint(self) -> str:
+        return json.dumps([self.trainable.method, asdict(self.config)], sort_keys=True)
+
+    def _save(self) -> Path | None:
+        """Write everything that a resumed training needs; rank 0 does."""
+        if self.context.rank:
+            return None
+        folder = Path(tempfile.mkdtemp(prefix="checkpoint_"))
+        optimizer = {
+            f"{index}.{name}": value
+            for index, state in self.optimizer.state_dict()["state"].items()
+            for name, value in state.items()
+        }
+        save_file(self.bare.state_dict(), folder / "last.safetensors")
+        save_file(optimizer, folder / "optimizer.safetensors")
+        save_file(self.best, folder / "best.safetensors")
+        state = {
+            "epoch": self.epoch,
+            "best_epoch": self.best_epoch,
+            "best_metric": self.best_metric,
+            "history": self.history,
+            "train_s": self.spent_s,
+            "wall_s": self.spent_wall_s,
+            "training": self._fingerprint(),
+        }
+        (folder / "state.json").write_text(json.dumps(state))
+        return folder
+
+    def _restore(self) -> None:
+        folder = self.context.checkpoint_dir()
+        if folder is None:
+            return
+        state = read_state(folder)
+        if state["training"] != self._fingerprint():
+            raise InputError(
+                f"{folder}: this checkpoint belongs to a training with other settings; "
+                f"remove it or restore the settings"
+            )
+        load_weights(self.bare, folder / "last.safetensors")
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in read_tensors(folder / "optimizer.safetensors").items():
+            index, name = key.split(".", 1)
+            moments.setdefault(int(index), {})[name] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self.best = read_tensors(folder / "best.safetensors")
+        self.epoch, self.history = state["epoch"], state["history"]
+        self.best_epoch, self.best_metric = state["best_epoch"], state["best_metric"]
+        self.spent_s, self.spent_wall_s = state["train_s"], state["wall_s"]
+
+
+class PlainContext:
+    """This process alone; the last checkpoint is kept in a folder.
+
+    Args:
+        folder: where `checkpoint/` lies; one that is there is resumed from.
+        device: torch device string.
+    """
+
+    rank = 0
+    world_size = 1
+
+    def __init__(self, folder: Path, *, device: str | None = None) -> None:
+        self.folder = folder
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+    def report(self, metrics: dict[str, Any], checkpoint_dir: Path | None) -> None:
+        if checkpoint_dir is not None:
+            keep_checkpoint(checkpoint_dir, self.folder)
+
+    def checkpoint_dir(self) -> Path | None:
+        return kept_checkpoint(self.folder)
+
+    def prepare(self, module: nn.Module) -> nn.Module:
+        return module.to(self.device) if self.device != "cpu" else module
+
+
+def keep_checkpoint(checkpoint_dir: Path, folder: Path) -> None:
+    """Make a written checkpoint the folder's one; at every moment one of the two is whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    new, kept, old = folder / "checkpoint.new", folder / "checkpoint", folder / "checkpoint.old"
+    for leftover in (new, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    try:
+        shutil.move(checkpoint_dir, new)
+    except OSError as error:
+        raise RunError(
+            f"{folder}: the checkpoint could not be written: {error.strerror}"
+        ) from error
+    if kept.exists():
+        kept.rename(old)
+    new.rename(kept)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def kept_checkpoint(folder: Path) -> Path | None:
+    """The folder's whole checkpoint, if any; a writer that was killed leaves the one before."""
+    for name in ("checkpoint", "checkpoint.old"):
+        if (folder / name / "state.json").exists():
+            return folder / name
+    return None
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The JSON part of a checkpoint.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        state: dict[str, Any] = json.loads((folder / "state.json").read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{folder / 'state.json'}: damaged checkpoint; remove {folder} to train again"
+        ) from error
+    return state
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Load a safetensors file; nothing in it is executed.
+
+    Raises:
+        InputError: missing or damaged.
+    """
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"{path}: expected a whole safetensors file, got {error}; remove its folder to train "
+            f"the trial again"
+        ) from error
+    return tensors
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Load a module's own tensors from a safetensors file.
+
+    Raises:
+        InputError: damaged file, or names or shapes that differ; the first difference is named.
+    """
+    load_tensors(module, read_tensors(path), str(path))
+
+
+def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], place: str) -> None:
+    """Copy tensors into a module, which must have exactly these names and shapes."""
+    own = module.state_dict()
+    for name in sorted(own.keys() | tensors.keys()):
+        expected = tuple(own[name].shape) if name in own else None
+        came = tuple(tensors[name].shape) if name in tensors else None
+        if expected != came:
+            raise InputError(
+                f"{place}: tensor {name!r}: expected shape {expected}, got {came}; the file "
+                f"belongs to another model"
+            )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+
+
+def draw(
+    space: SearchSpace, prior: Mapping[str, tuple[float, float]], key: tuple[int, int]
+) -> Config:
+    """One conditioning, uniform over the prior; a function of the key (seed, step) alone."""
+    units = np.random.default_rng((*key, 2)).random(len(space))
+    return {p.name: p.from_unit(_in_prior(p, prior, u)) for p, u in zip(space, units, strict=True)}
+
+
+def validation_settings(
+    space: SearchSpace, prior: Mapping[str, tuple[float, float]]
+) -> list[Config]:
+    """Five settings on the diagonal of the prior, at the centres of its fifths."""
+    if not len(space):
+        return [{}]
+    fifths = (np.arange(NUM_VALIDATION_SETTINGS) + 0.5) / NUM_VALIDATION_SETTINGS
+    return [{p.name: p.from_unit(_in_prior(p, prior, u)) for p in space} for u in fifths]
+
+
+def _in_prior(p: Parameter, prior: Mapping[str, tuple[float, float]], u: float) -> float:
+    low, high = (p.to_unit(end) for end in prior[p.name]) if p.name in prior else (0.0, 1.0)
+    return low + u * (high - low)
+
+
+def augment(
+    images: Tensor, masks: Tensor, names: tuple[str, ...], key: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Flip and transpose each image of a batch at random; a function of the key (seed, step).
+
+    Args:
+        images: (B, C, *spatial).
+        masks: (B, *spatial).
+        names: any of `flip` and `transpose`; the latter acts on the last two axes when equal.
+        key: (seed, step).
+    """
+    generator = np.random.default_rng((*key, 3))
+
+    def chosen(like: Tensor) -> Tensor:
+        return torch.from_numpy(coins).to(like.device).view(-1, *[1] * (like.dim() - 1))
+
+    if "flip" in names:
+        for axis in range(-(masks.dim() - 1), 0):
+            coins = generator.random(len(images)) < 0.5
+            images = torch.where(chosen(images), images.flip(axis), images)
+            masks = torch.where(chosen(masks), masks.flip(axis), masks)
+    if "transpose" in names and images.shape[-1] == images.shape[-2]:
+        coins = generator.random(len(images)) < 0.5
+        images = torch.where(chosen(images), images.transpose(-1, -2), images)
+        masks = torch.where(chosen(masks), masks.transpose(-1, -2), masks)
+    return images, masks
+
+
+def evaluate_setting(
+    trainable: Trainable,
+    module: nn.Module,
+    data: Arrays,
+    conditioning: Config,
+    *,
+    precision: Precision = "float32",
+    channels_last: bool = False,
+) -> dict[str, NDArray[np.float64]]:
+    """Values (n,) per metric and label of every image at one setting.
+
+    The weights are predicted once; the images pass in batches in their order.
+    """
+    device = next(module.parameters()).device
+    layout = memory_format(channels_last, data.images.ndim - 2)
+    parts: dict[str, list[Tensor]] = {}
+    with torch.inference_mode():
+        network = trainable.materialize(module, conditioning)
+        for start in range(0, len(data), EVALUATION_BATCH_SIZE):
+            batch = slice(start, start + EVALUATION_BATCH_SIZE)
+            x = torch.from_numpy(data.images[batch]).to(device).contiguous(memory_format=layout)
+            y = torch.from_numpy(data.masks[batch]).to(device).long()
+            with autocast(device, precision):
+                values = trainable.evaluate(network, x, y)
+            for name, value in values.items():
+                parts.setdefault(name, []).append(value.double().cpu())
+    return {name: torch.cat(values).numpy() for name, values in parts.items()}
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """The context in which the primary network runs."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def memory_format(channels_last: bool, num_dims: int) -> torch.memory_format:
+    """Layout of images and features with two or three spatial axes."""
+    if not channels_last:
+        return torch.contiguous_format
+    return torch.channels_last if num_dims == 2 else torch.channels_last_3d
+
+
+class _Clock:
+    """Seconds since the last reading: of the processor, or of the GPU's wall clock."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.last = self._now()
+
+    def _now(self) -> tuple[float, float]:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            return time.perf_counter(), time.perf_counter()
+        return time.process_time(), time.perf_counter()
+
+    def read(self) -> tuple[float, float]:
+        """Return (cost seconds, wall seconds) and start again."""
+        before, self.last = self.last, self._now()
+        return self.last[0] - before[0], self.last[1] - before[1]
