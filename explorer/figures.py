@@ -61,12 +61,16 @@ class _Axis:
 
 @dataclass(frozen=True)
 class _Series:
-    """The points of one method and how they are drawn; finite on both axes, sorted along x."""
+    """The points of one method and how they are drawn; finite on both axes, sorted along x.
+
+    `choice` is what marks are chosen by: y, or on test the same metric on validation.
+    """
 
     method: str
     points: tuple[Point, ...]
     x: Array
     y: Array
+    choice: Array
     sd: Array
     color: str
     marker: str
@@ -81,8 +85,8 @@ class _Series:
 
     @property
     def best(self) -> int:
-        """Row with the largest y; the cheapest of equals."""
-        return int(np.argmax(self.y))
+        """Row with the largest choice; the cheapest of equals."""
+        return int(np.argmax(self.choice))
 
     @property
     def front(self) -> NDArray[np.intp]:
@@ -131,7 +135,8 @@ def metric_against_cost(
 
     A star marks the best point of `main`, a square the best of each other method, a diamond the
     cheapest point of `main` that is at least as good as the best of all others; its legend entry
-    compares the two costs. Arguments are those of `metric_against_conditioning`.
+    compares the two costs. Points of a test split that hold `validation_metrics` are marked by
+    these: nothing is chosen on test. Arguments are those of `metric_against_conditioning`.
     """
     x_axis, y_axis = _cost_axis(points, cost), _metric_axis(metric, split)
     series = _series(points, x_axis=x_axis, y_axis=y_axis, main=main)
@@ -325,10 +330,19 @@ def _series(points: Sequence[Point], *, x_axis: _Axis, y_axis: _Axis, main: str)
         uses = Counter(trial_id for point in kept for trial_id in point["trial_ids"])
         is_amortised = max(uses.values(), default=0) > 1
         marker = "." if is_amortised else next(markers)
-        found.append(_Series(method, kept, x[rows], y[rows], sd, color, marker, is_amortised))
+        choice = np.array([_chosen_by(point, y_axis.name) for point in kept])
+        found.append(
+            _Series(method, kept, x[rows], y[rows], choice, sd, color, marker, is_amortised)
+        )
     if not found:
         raise ValueError(f"no point has both {x_axis.name!r} and {y_axis.name!r}")
     return found
+
+
+def _chosen_by(point: Point, metric: str) -> float:
+    """The metric on validation where the point says it, otherwise as drawn."""
+    family = "validation_metrics" if "validation_metrics" in point else "metrics"
+    return _value(point, family, metric)
 
 
 def _setting(point: Point) -> str:
@@ -516,7 +530,8 @@ def _mark_best(axes: Axes, series: Sequence[_Series], *, main: str) -> tuple[Lin
             markeredgecolor="white",
             zorder=6,
         )
-        marks[marker] = _legend_mark(marker, "best of a method", size=0.6 * size)
+        on_val = ", chosen on validation" * ("validation_metrics" in one.points[0])
+        marks[marker] = _legend_mark(marker, f"best of a method{on_val}", size=0.6 * size)
     return tuple(marks.values())
 
 
@@ -528,8 +543,8 @@ def _mark_iso_accuracy(
     others = [one for one in series if one is not ours]
     if ours is None or not others:
         return []
-    rival = max(others, key=lambda one: float(one.y.max()))
-    enough = np.flatnonzero(ours.y >= rival.y[rival.best])
+    rival = max(others, key=lambda one: float(one.choice.max()))
+    enough = np.flatnonzero(ours.choice >= rival.choice[rival.best])
     if not enough.size:
         return []
     row = enough[np.argmin(ours.x[enough])]

@@ -104,9 +104,20 @@ def draw(
 
 
 def points_as_json(columns: Columns, split: str) -> list[dict[str, Any]]:
-    """Every point of every method on a split, in the shape of the JSON contract."""
+    """Every point of every method on a split, in the shape of the JSON contract.
+
+    Points of the test split also hold `validation_metrics`, by which figures choose.
+    """
     table = PointTable.of(columns, split=split)
-    return [table.point(index).to_json() for index in range(len(table))]
+    points = [table.point(index).to_json() for index in range(len(table))]
+    if split == "val":
+        return points
+    validated = {_identity(point): point["metrics"] for point in points_as_json(columns, "val")}
+    return [{**point, "validation_metrics": validated[_identity(point)]} for point in points]
+
+
+def _identity(point: Mapping[str, Any]) -> tuple[Any, ...]:
+    return point["method"], *point["conditioning"].items()
 
 
 def conditioning_names(columns: Columns) -> list[str]:

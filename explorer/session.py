@@ -44,6 +44,7 @@ from explorer.training import (
     TrialRecord,
     build_trainable,
     dataset_source,
+    ray_session,
     read_weights,
     train_all,
     trials_of,
@@ -159,13 +160,14 @@ class Session:
         self.store.drop_missing()
         self.samples.drop_missing()
         self.recorded = {_key(row): row for row in measurements_of(self.store.load())}
-        with self._timed("training"):
-            records = train_all(self.spec, self.splits, self.folder / "trials", self.progress)
-            self.records = {record.trial.trial_id: record for record in records}
-        with self._timed("exploring"):
-            self._explore("val", self._validation_units())
-        with self._timed("testing"):
-            self._explore("test", self._test_units())
+        with ray_session():
+            with self._timed("training"):
+                records = train_all(self.spec, self.splits, self.folder / "trials", self.progress)
+                self.records = {record.trial.trial_id: record for record in records}
+            with self._timed("exploring"):
+                self._explore("val", self._validation_units())
+            with self._timed("testing"):
+                self._explore("test", self._test_units())
         with self._timed("reporting"):
             self._report()
         set_state(self.folder, status="finished")

@@ -304,7 +304,7 @@ def _tune_trials(
         )
         results = tuner.fit()
     for result in map(results.__getitem__, range(len(results))):
-        trial = Trial(**result.config["trial"])
+        trial = Trial(**(result.config or {})["trial"])
         if result.error is not None:
             _record_failure(trial, folder / trial.trial_id, result.error)
     for trial in trials:
@@ -418,13 +418,13 @@ def _tune_trial(
             resources_per_worker={"CPU": spec.train.num_threads}
             | ({"GPU": spec.train.gpus_per_worker} if spec.train.gpus_per_worker else {}),
         ),
-        run_config=ray.train.RunConfig(
+        run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # ray annotates its old one
             # a run's name is what it resumes by: one name per content
             name=f"{trial.trial_id}-{digest}",
             storage_path=str(folder / "ray_train"),
             failure_config=ray.train.FailureConfig(max_failures=2),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-            callbacks=[TuneReportCallback()],
+            callbacks=[TuneReportCallback()],  # type: ignore[list-item, no-untyped-call]  # ray's
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     )

@@ -54,6 +54,7 @@ class TrainConfig:
         learning_rate: of Adam, at the start.
         betas: of Adam.
         schedule: `cosine` to zero over all epochs, or `constant`.
+        warmup_share: part of the steps over which the learning rate rises linearly; below 1.
         prior: range of each conditioning parameter, drawn uniformly once per step.
         seed: of the initial weights, the batches, the augmentation and the draws.
         precision: `bf16` runs the primary network under bfloat16 autocast.
@@ -70,6 +71,7 @@ class TrainConfig:
     learning_rate: float = 3e-3
     betas: tuple[float, float] = (0.9, 0.99)
     schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_share: float = 0.0
     prior: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     seed: int = 0
     precision: Precision = "float32"

@@ -189,9 +189,14 @@ class _Training:
             yield self.epoch * self.steps_per_epoch + index, batch
 
     def _schedule(self, step: int) -> float:
+        """Factor on the learning rate: a linear rise over the warm-up, then the schedule."""
+        num_steps = self.config.epochs * self.steps_per_epoch
+        num_warmup = self.config.warmup_share * num_steps
+        if step < num_warmup:
+            return (step + 1) / (num_warmup + 1)
         if self.config.schedule == "constant":
             return 1.0
-        return 0.5 * (1 + math.cos(math.pi * step / (self.config.epochs * self.steps_per_epoch)))
+        return 0.5 * (1 + math.cos(math.pi * (step - num_warmup) / (num_steps - num_warmup)))
 
     def _validate(self, train_loss: float) -> None:
         self.module.eval()
