@@ -83,7 +83,7 @@ def run(
     def work(progress: ProgressReport) -> Exploration:
         return run_spec(loaded, runs_dir=runs_dir, new=new, progress=progress)
 
-    _work(work, runs_dir, as_json)
+    _work(work, as_json)
 
 
 @app.command()
@@ -93,7 +93,7 @@ def resume(exploration_id: Id, runs_dir: RunsDir = None, as_json: Json = False) 
     def work(progress: ProgressReport) -> Exploration:
         return resume_exploration(exploration_id, runs_dir=runs_dir, progress=progress)
 
-    _work(work, runs_dir, as_json)
+    _work(work, as_json)
 
 
 @app.command("list")
@@ -103,13 +103,17 @@ def list_explorations(runs_dir: RunsDir = None, as_json: Json = False) -> None:
     rows = []
     for exploration_id in exploration_ids(runs):
         exploration = open_exploration(exploration_id, runs)
-        state = exploration.state
+        try:
+            state, spec = exploration.state, exploration.spec
+        except InputError as error:
+            typer.echo(f"left out: {error}", err=True)
+            continue
         rows.append(
             {
                 "exploration_id": exploration_id,
-                "name": exploration.spec.name,
-                "method": exploration.spec.method,
-                "dataset": exploration.spec.dataset.name,
+                "name": spec.name,
+                "method": spec.method,
+                "dataset": spec.dataset.name,
                 "status": state["status"],
                 "num_measurements": state["num_measurements"],
             }
@@ -343,19 +347,10 @@ def main() -> None:
         sys.exit(130)
 
 
-def _work(
-    work: Callable[[ProgressReport], Exploration], runs_dir: Path | None, as_json: bool
-) -> None:
+def _work(work: Callable[[ProgressReport], Exploration], as_json: bool) -> None:
     """Carry out long work with progress on stderr, then print its result on stdout."""
-    progress = ProgressReport()
-    try:
-        with _stdout_to_stderr():
-            exploration = work(progress)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; carry it on with explorer resume ID", err=True)
-        for exploration_id in exploration_ids(runs_dir or default_runs_dir())[-1:]:
-            typer.echo(f"the newest: {exploration_id}", err=True)
-        raise typer.Exit(130) from None
+    with _stdout_to_stderr():
+        exploration = work(ProgressReport())
     _print(exploration.summary(), as_json, lambda: show_result(exploration))
 
 

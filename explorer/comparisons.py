@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from explorer.queries import Columns, Floats, Point, PointTable
+from search_spaces.errors import unknown_name
 from search_spaces.problem import Objective
 
 NUM_RESAMPLES = 10_000
@@ -88,9 +89,15 @@ def paired_differences(
         method: the one that the others are compared with.
         metric: which values.
         ranges: only settings whose conditioning lies within these, both ends included.
+
+    Raises:
+        InputError: a range of a conditioning that the samples do not have.
     """
     inside = np.ones(len(samples["method"]), dtype=bool)
+    known = [name for name in samples if name.startswith("conditioning/")]
     for name, (low, high) in ranges.items():
+        if f"conditioning/{name}" not in known:
+            raise unknown_name("conditioning", name, [n.partition("/")[2] for n in known])
         values = samples[f"conditioning/{name}"]
         inside &= (values >= low - 1e-9) & (values <= high + 1e-9)
     differences = []

@@ -5,6 +5,7 @@ Importing this module, opening an exploration and querying it load neither torch
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import time
@@ -186,7 +187,12 @@ def exploration_ids(runs_dir: Path) -> list[str]:
     if not runs_dir.is_dir():
         return []
     found = [path.parent for path in runs_dir.glob("*/state.json")]
-    return [path.name for path in sorted(found, key=lambda p: (p / "spec.yaml").stat().st_mtime)]
+    return [path.name for path in sorted(found, key=_began)]
+
+
+def _began(folder: Path) -> float:
+    spec = folder / "spec.yaml"
+    return spec.stat().st_mtime if spec.exists() else 0.0
 
 
 def open_exploration(exploration_id: str, runs_dir: str | Path | None = None) -> Exploration:
@@ -231,6 +237,7 @@ def run(
     state = {
         "status": "running",
         "spec_digest": spec.digest,
+        "spec_file_digest": _digest(folder / "spec.yaml"),
         "data_digest": dataset.digest,
         "code_version": code_version(),
         "created": time.time(),
@@ -260,6 +267,11 @@ def resume(
     from explorer.session import check_spec, load_data
 
     exploration = open_exploration(exploration_id, runs_dir)
+    if _digest(exploration.folder / "spec.yaml") != exploration.state["spec_file_digest"]:
+        raise InputError(
+            f"{exploration.folder / 'spec.yaml'} changed since the exploration began; restore it, "
+            f"or run the changed spec as an exploration of its own"
+        )
     check_spec(exploration.spec)
     dataset = load_data(exploration.spec)
     expected = exploration.state["data_digest"]
@@ -273,9 +285,16 @@ def resume(
     return exploration
 
 
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def _refuse_unfinished(spec: ExplorationSpec, runs: Path) -> None:
     for exploration_id in exploration_ids(runs):
-        state = read_json(runs / exploration_id / "state.json")
+        try:
+            state = read_json(runs / exploration_id / "state.json")
+        except InputError:
+            continue  # a damaged exploration keeps no other one from running
         if state["spec_digest"] == spec.digest and state["status"] != "finished":
             raise InputError(
                 f"{exploration_id} has the same spec and is {state['status']}: carry it on with "
@@ -318,6 +337,10 @@ def _carry_out(
                 session.carry_out()
         except KeyboardInterrupt:
             set_state(folder, status="interrupted")
+            progress.say(
+                f"{exploration.id} is interrupted; carry it on with explorer resume "
+                f"{exploration.id}"
+            )
             raise
         except UserError as error:
             set_state(folder, status="failed", error=str(error))

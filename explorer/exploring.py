@@ -175,8 +175,12 @@ class Plan:
 
 
 def _mean(rows: Sequence[Measurement]) -> dict[str, float]:
-    values = [{**row.costs, **row.metrics} for row in rows]
-    return {name: math.fsum(v[name] for v in values) / len(values) for name in values[0]}
+    """Means over the seeds that have a value: a label in no image and no prediction has none."""
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        for name, value in {**row.costs, **row.metrics}.items():
+            values.setdefault(name, []).append(value)
+    return {name: math.fsum(own) / len(own) for name, own in values.items()}
 
 
 class FrozenModels:
@@ -296,15 +300,15 @@ def _explore_with_tune(
         # Tune says that it will stop at the searcher's end; that is the plan
         logging.getLogger("ray.tune").setLevel(logging.ERROR)
         results = tuner.fit()
-    if search.error is not None:
-        raise search.error
     for result in map(results.__getitem__, range(len(results))):
         if result.error is not None:
             cause = root_cause(result.error)
             raise RunError(
-                f"exploring stopped: {type(cause).__name__}: {cause}; what was measured is kept, "
-                f"resume to go on"
+                f"exploring stopped: {type(cause).__name__}: {' '.join(str(cause).split())}; what "
+                f"was measured is kept, resume to go on"
             ) from result.error
+    if search.error is not None:
+        raise search.error
 
 
 class _ChunkSearch(Searcher):

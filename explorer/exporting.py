@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -130,8 +131,9 @@ def export(
             "weights_sha256": hashlib.sha256((output / WEIGHTS_FILE).read_bytes()).hexdigest(),
         }
         (output / NETWORK_FILE).write_text(json.dumps(description, indent=2), encoding="utf-8")
-    except OSError as error:
-        raise RunError(f"--output {output}: cannot be written ({error.strerror})") from error
+    except (OSError, SafetensorError) as error:
+        problem = getattr(error, "strerror", None) or error
+        raise RunError(f"--output {output}: cannot be written ({problem})") from error
     return Export(output, trial_id, point)
 
 

@@ -32,7 +32,8 @@ class ProgressReport:
                 *columns, TimeElapsedColumn(), console=self.console, transient=True
             )
         self.phase_name = ""
-        self.num_items = self.num_done = 0
+        self.num_items: int | None = None
+        self.num_done = 0
         self.fractions: dict[str, float] = {}
         self.tasks: dict[str, TaskID] = {}
         self.started = self.last_line = time.monotonic()
@@ -55,13 +56,13 @@ class ProgressReport:
         """Print one line that stays."""
         self.console.print(text, markup=False)
 
-    def phase(self, name: str, num_items: int) -> None:
-        """Begin a phase of so many items."""
+    def phase(self, name: str, num_items: int | None = None) -> None:
+        """Begin a phase of so many items; None when nobody knows yet."""
         self._clear()
         self.phase_name, self.num_items, self.num_done = name, num_items, 0
         self.fractions = {}
         self.started = self.last_line = time.monotonic()
-        self.say(f"{name}: {num_items}")
+        self.say(name if num_items is None else f"{name}: {num_items}")
         if self.bars:
             self.tasks[""] = self.bars.add_task(name, total=num_items, note="")
 
@@ -78,11 +79,12 @@ class ProgressReport:
 
     def _print_line(self, item: str, note: str) -> None:
         now = time.monotonic()
-        if now - self.last_line < LINE_EVERY_S and self.num_done < self.num_items:
+        if now - self.last_line < LINE_EVERY_S and self.num_done != self.num_items:
             return
         self.last_line = now
+        total = "" if self.num_items is None else f"/{self.num_items}"
         self.say(
-            f"{self.phase_name}: {self.num_done}/{self.num_items} done after "
+            f"{self.phase_name}: {self.num_done}{total} done after "
             f"{now - self.started:.0f} s; {item} {note}".rstrip()
         )
 

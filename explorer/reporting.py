@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from explorer.figures import (
 from explorer.queries import Columns, PointTable
 from explorer.specs import ExplorationSpec
 from explorer.training import TrialRecord
-from search_spaces.errors import InputError, unknown_name
+from search_spaces.errors import InputError, RunError, unknown_name
 from search_spaces.problem import Objective
 
 EXPERIMENT = "explorations"
@@ -38,6 +39,7 @@ def plot_frontier(
 
     Raises:
         InputError: another kind of file, or a split without measurements.
+        RunError: the file cannot be written.
     """
     splits = sorted(set(columns["split"].tolist()))
     if split not in splits:
@@ -54,14 +56,23 @@ def plot_frontier(
             main=main,
             title=f"{title}: {quality} against {cost}",
         )
-        write_html(page, path)
+        with _writing(path):
+            write_html(page, path)
     elif path.suffix == ".png":
-        save_png(
-            metric_against_cost(points, metric=quality, cost=cost, split=split, main=main), path
-        )
+        figure = metric_against_cost(points, metric=quality, cost=cost, split=split, main=main)
+        with _writing(path):
+            save_png(figure, path)
     else:
         raise InputError(f"--plot {path}: expected a file name ending in .html or .png")
     return path
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def draw(
@@ -72,9 +83,14 @@ def draw(
     main: str,
     records: Mapping[str, TrialRecord],
 ) -> list[Path]:
-    """Draw every figure of an exploration into its folder; return their paths."""
+    """Draw every figure of an exploration into its folder; return their paths.
+
+    Raises:
+        RunError: a file cannot be written.
+    """
     figures_dir = folder / "figures"
-    figures_dir.mkdir(exist_ok=True)
+    with _writing(figures_dir):
+        figures_dir.mkdir(exist_ok=True)
     quality, cost = objectives[0].name, objectives[-1].name
     figures = {}
     for split in sorted(set(columns["split"].tolist())):
@@ -97,7 +113,8 @@ def draw(
     paths = []
     for name, figure in figures.items():
         paths.append(figures_dir / f"{name.replace('/', '-')}.png")
-        save_png(figure, paths[-1])
+        with _writing(paths[-1]):
+            save_png(figure, paths[-1])
     page = folder / "frontier.html"
     plot_frontier(page, columns, objectives, main=main, split="val", title=folder.name)
     return [*paths, page]

@@ -26,6 +26,7 @@ from explorer.exploring import (
     explore,
 )
 from explorer.measurements import (
+    KEY,
     Measurement,
     columns_of,
     join_tables,
@@ -46,11 +47,12 @@ from explorer.training import (
     dataset_source,
     ray_session,
     read_weights,
+    require_resources,
     train_all,
     trials_of,
 )
 from search_spaces.errors import InputError, unknown_name
-from search_spaces.problem import Objective
+from search_spaces.problem import Objective, Problem
 from search_spaces.space import Config
 from trainables.base import Arrays
 from trainables.datasets.base import ImageDataset, split_indices
@@ -107,6 +109,7 @@ def check_spec(spec: ExplorationSpec) -> tuple[Objective, ...]:
             raise InputError(f"{section}: {error}") from None
     if spec.explore.sampler not in SAMPLERS:
         raise unknown_name("explore.sampler", spec.explore.sampler, SAMPLERS)
+    require_resources(spec)
     for baseline in spec.baselines:
         if (baseline.method == "fixed") != bool(baseline.grid):
             expected = "needs" if baseline.method == "fixed" else "is amortised and takes no"
@@ -117,9 +120,66 @@ def check_spec(spec: ExplorationSpec) -> tuple[Objective, ...]:
             build_trainable(spec, trial.method, trial.settled)
         except InputError as error:
             raise InputError(f"baselines: {trial.method}: {error}") from None
-    if spec.explore.objectives:
-        return tuple(Objective(n, d) for n, d in spec.explore.objectives.items())
-    return trainable.problem.objectives
+    objectives = _objectives(spec, trainable.problem)
+    for method in rates:
+        if method != "fixed":
+            sampler_of(spec, method, objectives).ask(1)
+    return objectives
+
+
+def _objectives(spec: ExplorationSpec, problem: Problem) -> tuple[Objective, ...]:
+    """Of the front: the spec's, which like its constraints must name known quantities."""
+    metrics = [o.name for o in problem.objectives if o.name not in problem.known_costs]
+    names = [*metrics, *problem.known_costs]
+    section = spec.explore
+    asked = {f"explore.constraints.{kind}": list(own) for kind, own in section.constraints.items()}
+    asked["explore.objectives"] = list(section.objectives or {})
+    for place, own in asked.items():
+        for name in own:
+            # the labels of a metric are known only once it is measured
+            if name.partition("/")[0] not in names:
+                raise unknown_name(place, name, names)
+    if not section.objectives:
+        return problem.objectives
+    if next(iter(section.objectives)) in problem.known_costs:
+        raise InputError(
+            f"explore.objectives: the first must be a metric such as {metrics[0]}, by which "
+            f"queries choose; got {next(iter(section.objectives))}"
+        )
+    return tuple(Objective(name, to) for name, to in section.objectives.items())
+
+
+def sampler_of(
+    spec: ExplorationSpec,
+    method: str,
+    objectives: tuple[Objective, ...],
+    journal_path: Path | None = None,
+) -> Sampler:
+    """Where the settings of an amortised method come from.
+
+    Raises:
+        InputError: by `ask`: no setting is within the bounds on known costs.
+    """
+    section = spec.explore
+    trainable = build_trainable(spec, method)
+    problem = trainable.problem
+    bounds = [Bound(n, k, v) for k, own in section.constraints.items() for n, v in own.items()]
+    on_costs = [bound for bound in bounds if bound.name in problem.known_costs]
+
+    def is_admissible(config: Config) -> bool:
+        costs = trainable.costs(config)
+        return all(bound.violation(costs[bound.name]) <= 0 for bound in on_costs)
+
+    task = SamplingTask(
+        space=problem.space.conditioning.narrowed(section.space or spec.train.prior),
+        objectives=objectives,
+        num_points=section.num_points,
+        seed=section.seed,
+        constraints=tuple(bound for bound in bounds if bound not in on_costs),
+        admissible=is_admissible if on_costs else None,
+        journal_path=journal_path,
+    )
+    return make_sampler(section.sampler, task)
 
 
 class Session:
@@ -148,6 +208,7 @@ class Session:
         self.splits = {n: Arrays(dataset.images[i], dataset.masks[i]) for n, i in indices.items()}
         self.sample_ids = {name: [dataset.ids[i] for i in own] for name, own in indices.items()}
         self.store, self.samples = measurements_store(folder), samples_store(folder)
+        self.code_version = code_version()
         self.records: dict[str, TrialRecord] = {}
         self.recorded: dict[Key, Measurement] = {}
 
@@ -157,9 +218,7 @@ class Session:
         Raises:
             UserError: it could not go on; what was finished is kept.
         """
-        self.store.drop_missing()
-        self.samples.drop_missing()
-        self.recorded = {_key(row): row for row in measurements_of(self.store.load())}
+        self._read_recorded()
         with ray_session():
             with self._timed("training"):
                 records = train_all(self.spec, self.splits, self.folder / "trials", self.progress)
@@ -172,15 +231,27 @@ class Session:
             self._report()
         set_state(self.folder, status="finished")
 
+    def _read_recorded(self) -> None:
+        """Take what the tables hold; a test row counts when the values of its images are there."""
+        self.store.drop_missing()
+        self.samples.drop_missing()
+        with_samples = {key[: len(KEY)] for key in self.samples.keys()}  # noqa: SIM118 - a method
+        rows = measurements_of(self.store.load())
+        self.recorded = {
+            _key(row): row for row in rows if row.split == "val" or _key(row) in with_samples
+        }
+
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
         start = time.monotonic()
-        yield
-        elapsed: dict[str, float] = dict(self.state["elapsed_s"])
-        elapsed[name] = elapsed.get(name, 0.0) + time.monotonic() - start
-        elapsed["total"] = sum(seconds for key, seconds in elapsed.items() if key != "total")
-        self.state["elapsed_s"] = elapsed
-        set_state(self.folder, elapsed_s=elapsed, num_measurements=len(self.recorded))
+        try:
+            yield
+        finally:
+            elapsed: dict[str, float] = dict(self.state["elapsed_s"])
+            elapsed[name] = elapsed.get(name, 0.0) + time.monotonic() - start
+            elapsed["total"] = sum(seconds for key, seconds in elapsed.items() if key != "total")
+            self.state["elapsed_s"] = elapsed
+            set_state(self.folder, elapsed_s=elapsed, num_measurements=len(self.recorded))
 
     def _groups(self) -> dict[str, list[TrialRecord]]:
         """Trials that are explored together, one per seed: by method and grid value."""
@@ -213,27 +284,8 @@ class Session:
         return units
 
     def _sampler(self, method: str) -> Sampler:
-        section = self.spec.explore
-        problem = build_trainable(self.spec, method).problem
-        bounds = [Bound(n, k, v) for k, own in section.constraints.items() for n, v in own.items()]
-        on_costs = [bound for bound in bounds if bound.name in problem.known_costs]
-        trainable = build_trainable(self.spec, method)
-
-        def is_admissible(config: Config) -> bool:
-            costs = trainable.costs(config)
-            return all(bound.violation(costs[bound.name]) <= 0 for bound in on_costs)
-
-        is_main = method == self.spec.method
-        task = SamplingTask(
-            space=problem.space.conditioning.narrowed(section.space or self.spec.train.prior),
-            objectives=self.objectives,
-            num_points=section.num_points,
-            seed=section.seed,
-            constraints=tuple(bound for bound in bounds if bound not in on_costs),
-            admissible=is_admissible if on_costs else None,
-            journal_path=self.folder / "study.journal" if is_main else None,
-        )
-        return make_sampler(section.sampler, task)
+        journal_path = self.folder / "study.journal" if method == self.spec.method else None
+        return sampler_of(self.spec, method, self.objectives, journal_path)
 
     def _explore(self, split: str, units: Sequence[Unit]) -> None:
         trials = {trial_id: record.trial for trial_id, record in self.records.items()}
@@ -254,7 +306,7 @@ class Session:
             recorded=self.recorded,
         )
         what = "exploring on validation" if split == "val" else "final pass on test"
-        self.progress.phase(what, len(units))
+        self.progress.phase(what)
         explore(plan, models, self._record, self.progress, num_workers=section.num_workers)
 
     def _record(self, chunk: Chunk, evaluations: Sequence[Evaluation]) -> list[Measurement]:
@@ -281,7 +333,7 @@ class Session:
             seed=record.trial.seed,
             split=one.split,
             data_digest=self.state["data_digest"],
-            code_version=self.state["code_version"],
+            code_version=self.code_version,
             setting_id=setting_id(one.setting),
             num_samples=len(self.splits[one.split]),
             evaluation_s=one.evaluation_s,

@@ -28,18 +28,35 @@ from search_spaces.errors import InputError
 
 MAX_SPEC_BYTES = 256 * 1024
 MAX_ALIASES = 20
+# what pydantic adds to the path of a value that may be of several types
+BRANCHES = frozenset({"float", "int", "str", "constrained-float", "constrained-int"})
 
 
 def _quantity(value: object) -> object:
-    return parse_quantity(value) if isinstance(value, str) else value
+    try:
+        return parse_quantity(value) if isinstance(value, str) else value
+    except InputError as error:
+        raise ValueError(str(error)) from None
 
 
-Quantity = Annotated[float, BeforeValidator(_quantity), Field(allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
+def _no_boolean(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError(f"expected a number, got {str(value).lower()}")
+    return value
+
+
+# YAML reads yes, no, on and off as booleans, and Python takes those for numbers
+Number = Annotated[float, BeforeValidator(_no_boolean), Field(allow_inf_nan=False)]
+Whole = Annotated[int, BeforeValidator(_no_boolean), Field(ge=0, le=2**31)]
+Count = Annotated[Whole, Field(ge=1)]
+Quantity = Annotated[Number, BeforeValidator(_quantity)]
+Fraction = Annotated[Number, Field(ge=0, le=1)]
 Range = tuple[Quantity, Quantity]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
-LearningRate = Annotated[float, Field(gt=0, le=1)]
-Widths = tuple[Annotated[int, Field(ge=1, le=4096)], ...]
+Momentum = Annotated[Number, Field(ge=0, lt=1)]
+LearningRate = Annotated[Number, Field(gt=0, le=1)]
+Width = Annotated[Whole, Field(ge=1, le=4096)]
+Widths = tuple[Width, ...]
 
 
 class Section(BaseModel):
@@ -53,9 +70,9 @@ class DatasetSpec(Section):
 
     name: str = "synthetic"
     root: str | None = None
-    size: tuple[Annotated[int, Field(ge=8, le=4096)], ...] | None = None
-    split_seed: Annotated[int, Field(ge=0)] = 0
-    options: dict[str, int | float | str] = {}
+    size: tuple[Annotated[Whole, Field(ge=8, le=4096)], ...] | None = None
+    split_seed: Whole = 0
+    options: dict[str, Annotated[int | float | str, BeforeValidator(_no_boolean)]] = {}
 
 
 class ModelSpec(Section):
@@ -64,11 +81,11 @@ class ModelSpec(Section):
     `encoder_widths` and `decoder_widths` together replace `width`.
     """
 
-    width: Annotated[int, Field(ge=1, le=4096)] = 16
-    stages: Annotated[int, Field(ge=2, le=8)] = 5
+    width: Width = 16
+    stages: Annotated[Whole, Field(ge=2, le=8)] = 5
     encoder_widths: Widths | None = None
     decoder_widths: Widths | None = None
-    num_factors: Annotated[int, Field(ge=1, le=7)] = 1
+    num_factors: Annotated[Whole, Field(ge=1, le=7)] = 1
     rounding: Literal["round", "ceil"] = "round"
     encoding: Literal["complement", "plain", "fourier"] = "complement"
     hidden_sizes: Widths = (10, 32)
@@ -91,23 +108,23 @@ class TrainSpec(Section):
     split, trained with the first seed.
     """
 
-    epochs: Annotated[int, Field(ge=1)] = 100
-    batch_size: Annotated[int, Field(ge=1)] = 16
+    epochs: Count = 100
+    batch_size: Count = 16
     learning_rate: LearningRate | Annotated[tuple[LearningRate, ...], Field(min_length=1)] = 3e-3
-    betas: tuple[Fraction, Fraction] = (0.9, 0.99)
+    betas: tuple[Momentum, Momentum] = (0.9, 0.99)
     schedule: Literal["cosine", "constant"] = "cosine"
     prior: dict[str, Range] = {"phi": (0.0, 0.5)}
     dice_share: Fraction = 0.5
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
+    seeds: Annotated[tuple[Whole, ...], Field(min_length=1)] = (0,)
     precision: Literal["float32", "bf16"] = "float32"
     channels_last: bool = True
     augment: tuple[Literal["flip", "transpose"], ...] = ("flip", "transpose")
-    validate_every: Annotated[int, Field(ge=1)] | None = None
-    checkpoint_every: Annotated[int, Field(ge=1)] | None = None
-    patience: Annotated[int, Field(ge=1)] | None = None
-    num_workers: Annotated[int, Field(ge=0)] = 0
-    num_threads: Annotated[int, Field(ge=1)] = 1
-    gpus_per_worker: Annotated[float, Field(ge=0)] = 0
+    validate_every: Count | None = None
+    checkpoint_every: Count | None = None
+    patience: Count | None = None
+    num_workers: Whole = 0
+    num_threads: Count = 1
+    gpus_per_worker: Annotated[Number, Field(ge=0)] = 0
 
     @property
     def learning_rates(self) -> tuple[float, ...]:
@@ -135,12 +152,12 @@ class ExploreSpec(Section):
     space: dict[str, Range] | None = None
     split: Literal["val"] = "val"
     sampler: str = "grid"
-    num_points: Annotated[int, Field(ge=1)] = 51
-    batch_size: Annotated[int, Field(ge=1)] = 10
-    num_workers: Annotated[int, Field(ge=0)] = 2
+    num_points: Annotated[Whole, Field(ge=1, le=1_000_000)] = 51
+    batch_size: Count = 10
+    num_workers: Whole = 2
     objectives: dict[str, Literal["maximize", "minimize"]] | None = None
     constraints: dict[Literal["max", "min"], dict[str, Quantity]] = {}
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Whole = 0
 
     @model_validator(mode="after")
     def _ranges_have_width(self) -> ExploreSpec:
@@ -166,7 +183,7 @@ class ExplorationSpec(Section):
     train: TrainSpec = TrainSpec()
     explore: ExploreSpec = ExploreSpec()
     baselines: tuple[BaselineSpec, ...] = ()
-    max_failures: Annotated[int, Field(ge=0)] = 0
+    max_failures: Whole = 0
     tracking: bool = True
 
     @model_validator(mode="after")
@@ -246,7 +263,7 @@ def _parse(text: str, name: str) -> dict[str, Any]:
                 f"{name}: expected at most {MAX_ALIASES} YAML aliases, got {num_aliases}"
             )
         data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or number that is none
         detail = " ".join(str(error).split())
         raise InputError(f"{name}: not valid YAML: {detail}") from None
     except RecursionError:
@@ -258,20 +275,21 @@ def _parse(text: str, name: str) -> dict[str, Any]:
 
 def _apply(data: dict[str, Any], override: str) -> None:
     path, separator, text = override.partition("=")
+    place = f"--set {override[:80]}"
     if not separator or not path.strip():
-        raise InputError(f"--set {override}: expected key=value, for example train.epochs=200")
+        raise InputError(f"{place}: expected key=value, for example train.epochs=200")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise InputError(f"--set {override}: the value is not valid YAML") from None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise InputError(f"{place}: the value is not valid YAML") from None
     *parents, last = path.strip().split(".")
     target: Any = data
     for key in parents:
         target = target.setdefault(key, {}) if isinstance(target, dict) else None
         if target is None:
-            raise InputError(f"--set {path}: {key} does not hold keys")
+            raise InputError(f"{place}: {key} does not hold keys")
     if not isinstance(target, dict):
-        raise InputError(f"--set {path}: expected a section, got {target!r}")
+        raise InputError(f"{place}: expected a section, got {str(target)[:80]}")
     target[last] = value
 
 
@@ -282,18 +300,19 @@ def _message(error: ValidationError) -> str:
     first = max(
         mistakes, key=lambda e: len(e["loc"]) if e["loc"][:1] == mistakes[0]["loc"][:1] else 0
     )
-    where = ".".join(str(part) for part in first["loc"] if not _is_branch(part)) or "spec"
+    path = ".".join(str(part) for part in first["loc"] if not _is_branch(part))
+    where = f"{path}: " if path else ""
     if first["type"] == "extra_forbidden":
         known = ", ".join(_known_keys(first["loc"][:-1]))
-        return f"{where}: unknown key; expected one of {known}"
+        return f"{where}unknown key; expected one of {known}"
     if first["type"] == "missing":
-        return f"{where}: missing; it is required"
+        return f"{where}missing; it is required"
     came = "" if first["type"] == "value_error" else f", got {str(first['input'])[:80]!r}"
-    return f"{where}: {first['msg'].removeprefix('Value error, ')}{came}"
+    return f"{where}{first['msg'].removeprefix('Value error, ')}{came}"
 
 
 def _is_branch(part: int | str) -> bool:
-    return isinstance(part, str) and ("[" in part or part in {"float", "constrained-float"})
+    return isinstance(part, str) and ("[" in part or part in BRANCHES)
 
 
 def _known_keys(path: Sequence[int | str]) -> list[str]:

@@ -7,8 +7,10 @@ import itertools
 import logging
 import os
 import shutil
+import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -29,13 +31,14 @@ from explorer.progress import ProgressReport
 from explorer.specs import BaselineSpec, ExplorationSpec
 from explorer.store import read_json, write_json
 from search_spaces.errors import InputError, RunError, UserError, unknown_name
+from search_spaces.rescaling import rescaling_space
 from search_spaces.space import Config
 from trainables.base import Arrays, Trainable, TrainConfig
 from trainables.datasets.base import DatasetSource
 from trainables.datasets.sources import DATASETS
 from trainables.methods import TRAINABLES
 from trainables.scale_space import SegmentationModel
-from trainables.train_loop import PlainContext, TrainResult, kept_checkpoint, read_tensors, train
+from trainables.train_loop import PlainContext, TrainResult, read_tensors, train
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -44,6 +47,8 @@ QUIET = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Ctrl-C is to interrupt; Tune would return as if its trials had ended
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
 
 
@@ -107,7 +112,8 @@ def build_trainable(
     source, model = dataset_source(spec), spec.model
     labels = source.labels_of(spec.dataset.options) if source.labels_of else source.labels
     channels = int(spec.dataset.options.get("channels", source.channels))
-    stages = model.stages
+    stages, prior = model.stages, spec.train.prior
+    factors = rescaling_space(num_factors=model.num_factors).names
     return TRAINABLES[method](
         SegmentationModel(
             in_channels=channels,
@@ -117,6 +123,7 @@ def build_trainable(
             decoder_widths=model.decoder_widths or (model.width,) * (stages - 1),
             num_factors=model.num_factors,
             rounding=model.rounding,
+            centre=tuple(sum(prior.get(name, (0.0, 1.0))) / 2 for name in factors),
             encoding=model.encoding,
             hidden_sizes=model.hidden_sizes,
             initialisation=model.initialisation,
@@ -185,17 +192,19 @@ def train_all(
     """
     seeds, rates = spec.train.seeds, spec.train.learning_rates
     methods = [spec.method, *(baseline.method for baseline in spec.baselines)]
+    first_seeds = seeds if len(rates) == 1 else seeds[:1]
+    first = trials_of(spec, seeds=first_seeds, rates=dict.fromkeys(methods, rates))
+    records = _train_trials(spec, first, data, folder, progress)
+    survivors = _surviving(records, spec)
     if len(rates) == 1:
-        first = trials_of(spec, seeds=seeds, rates=dict.fromkeys(methods, rates))
-        return _surviving(_train_trials(spec, first, data, folder, progress), spec)
-    first = trials_of(spec, seeds=seeds[:1], rates=dict.fromkeys(methods, rates))
-    records = _surviving(_train_trials(spec, first, data, folder, progress), spec)
-    chosen = {method: (choose_rate(spec, records, method),) for method in methods}
+        return survivors
+    chosen = {method: (choose_rate(spec, survivors, method),) for method in methods}
     picks = ", ".join(f"{method} {rate:g}" for method, (rate,) in chosen.items())
     progress.say(f"learning rates chosen on validation: {picks}")
     rest = trials_of(spec, seeds=seeds[1:], rates=chosen)
-    records += _surviving(_train_trials(spec, rest, data, folder, progress), spec)
-    return [r for r in records if r.trial.learning_rate == chosen[r.trial.method][0]]
+    records += _train_trials(spec, rest, data, folder, progress)
+    survivors = _surviving(records, spec)
+    return [r for r in survivors if r.trial.learning_rate == chosen[r.trial.method][0]]
 
 
 def choose_rate(spec: ExplorationSpec, records: Sequence[TrialRecord], method: str) -> float:
@@ -256,20 +265,31 @@ def read_record(folder: Path) -> TrialRecord:
     Raises:
         InputError: missing or damaged.
     """
-    data = read_json(str(folder / "trial.json"))
-    return TrialRecord(**{**data, "trial": Trial(**data["trial"])})
+    path = folder / "trial.json"
+    data = read_json(path)
+    try:
+        return TrialRecord(**{**data, "trial": Trial(**data["trial"])})
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: expected the record of a trial; remove {folder} and resume to train it again"
+        ) from error
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     """The chosen weights of a finished trial.
 
     Raises:
-        InputError: missing or damaged.
+        InputError: missing, damaged, or not those that the trial ended with.
     """
-    checkpoint = kept_checkpoint(folder)
-    if checkpoint is None:
-        raise InputError(f"{folder}: expected a checkpoint folder; remove {folder} and resume")
-    return read_tensors(checkpoint / "best.safetensors")
+    path = folder / "checkpoint" / "best.safetensors"
+    digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
+    expected = read_record(folder).weights_digest
+    if digest != expected:
+        raise InputError(
+            f"{path}: expected weights with sha256 {expected[:12]}, got {digest[:12]}; restore "
+            f"them, or remove {folder} and resume to train the trial again"
+        )
+    return read_tensors(path)
 
 
 def _tune_trials(
@@ -280,10 +300,10 @@ def _tune_trials(
     progress: ProgressReport,
 ) -> None:
     distributed = spec.train.num_workers > 0
-    # a trial over Ray Train workers only waits for them; they hold the processors
-    needs = {"cpu": 0.01 if distributed else float(spec.train.num_threads)}
-    if spec.train.gpus_per_worker and not distributed:
-        needs["gpu"] = spec.train.gpus_per_worker
+    # a trial over Ray Train workers only waits for them: they hold the processors, all of them
+    needs: dict[str, float] = {"memory": 2**20}
+    if not distributed:
+        needs = {"cpu": spec.train.num_threads, "gpu": spec.train.gpus_per_worker}
     shared = ray.put({split: data[split] for split in ("train", "val")})
     with tempfile.TemporaryDirectory(prefix="tune_") as storage:
         tuner = tune.Tuner(
@@ -297,11 +317,16 @@ def _tune_trials(
                 "trial": tune.grid_search([asdict(trial) for trial in trials]),
                 "folder": str(folder),
             },
-            tune_config=tune.TuneConfig(reuse_actors=False),
+            tune_config=tune.TuneConfig(
+                reuse_actors=False,
+                max_concurrent_trials=_num_fitting(spec) if distributed else None,
+            ),
             run_config=tune.RunConfig(
                 storage_path=storage, verbose=0, callbacks=[_TrialProgress(progress)]
             ),
         )
+        # a failed trial is told in one line, by its record
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         results = tuner.fit()
     for result in map(results.__getitem__, range(len(results))):
         trial = Trial(**(result.config or {})["trial"])
@@ -312,12 +337,40 @@ def _tune_trials(
             _record_failure(trial, folder / trial.trial_id, RunError("did not finish"))
 
 
+def _num_fitting(spec: ExplorationSpec) -> int:
+    """How many groups of workers the cluster can hold now; Ray Train gives up on waiting ones."""
+    num_processors = spec.train.num_workers * spec.train.num_threads
+    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]  # ray's
+    return max(1, int(resources.get("CPU", 0) // num_processors))
+
+
+def require_resources(spec: ExplorationSpec) -> None:
+    """Refuse a trial that this machine alone could never start; Ray would wait for ever.
+
+    Raises:
+        InputError: more processors or GPUs than there are, and no cluster is named.
+    """
+    if os.environ.get("RAY_ADDRESS") or ray.is_initialized():
+        return
+    section = spec.train
+    num_workers = max(1, section.num_workers)
+    available = {"processors": os.cpu_count() or 1, "GPUs": torch.cuda.device_count()}
+    wanted = {"processors": section.num_threads, "GPUs": section.gpus_per_worker}
+    for name, each in wanted.items():
+        if num_workers * each > available[name]:
+            raise InputError(
+                f"train: {num_workers} workers with {each:g} {name} each do not fit on this "
+                f"machine, which has {available[name]}; lower train.num_workers, num_threads or "
+                f"gpus_per_worker, or name a cluster in RAY_ADDRESS"
+            )
+
+
 def _record_failure(trial: Trial, folder: Path, error: Exception) -> None:
     cause = root_cause(error)
     kind = "" if isinstance(cause, UserError) else f"{type(cause).__name__}: "
-    record = TrialRecord(trial, "failed", f"{kind}{cause}")
+    record = TrialRecord(trial, "failed", " ".join(f"{kind}{cause}".split()))
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(str(folder / "trial.json"), asdict(record))
+    write_json(folder / "trial.json", asdict(record))
 
 
 def root_cause(error: BaseException) -> BaseException:
@@ -429,6 +482,7 @@ def _tune_trial(
         ),
     )
     trainer.fit()
+    shutil.rmtree(folder / "ray_train", ignore_errors=True)
 
 
 def _train_worker(config: dict[str, Any]) -> None:
@@ -461,9 +515,6 @@ def keep_record(trial: Trial, result: TrainResult, folder: Path) -> None:
     save_file(result.best, partial)
     digest = hashlib.sha256(partial.read_bytes()).hexdigest()
     partial.replace(target / "best.safetensors")
-    for name in ("last.safetensors", "optimizer.safetensors"):
-        (target / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / "ray_train", ignore_errors=True)
     record = TrialRecord(
         trial,
         "ok",
@@ -474,7 +525,10 @@ def keep_record(trial: Trial, result: TrainResult, folder: Path) -> None:
         weights_digest=digest,
         history=result.history,
     )
-    write_json(str(folder / "trial.json"), asdict(record))
+    write_json(folder / "trial.json", asdict(record))
+    # only now is the checkpoint of no use: a writer killed before resumes from it
+    for name in ("last.safetensors", "optimizer.safetensors"):
+        (target / name).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -486,14 +540,15 @@ def ray_session() -> Iterator[None]:
     Raises:
         RunError: the cluster cannot be reached.
     """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     if ray.is_initialized():
         yield
         return
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
     address = os.environ.get("RAY_ADDRESS")
     if address:
         _probe(address)
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         if address:
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
@@ -508,6 +563,8 @@ def ray_session() -> Iterator[None]:
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         place = f"RAY_ADDRESS={address}" if address else "the local Ray"
         raise RunError(f"{place} cannot be used: {str(error).splitlines()[0]}") from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler or signal.SIG_DFL)  # Ray took it over
     try:
         yield
     finally:

@@ -232,7 +232,7 @@ class SearchSpace:
         """Return the n configurations of an (n, d) array of unit values; inverts `encode`."""
         return [
             {p.name: p.from_unit(float(u)) for p, u in zip(self.parameters, row, strict=True)}
-            for row in np.asarray(units, dtype=np.float64).reshape(-1, len(self))
+            for row in np.asarray(units, dtype=np.float64).reshape(len(units), len(self))
         ]
 
 

@@ -2,8 +2,14 @@
 
 import os
 import secrets
-from collections.abc import Iterator
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -71,3 +77,156 @@ def ray_cluster() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+TINY_SPEC = """\
+name: tiny
+dataset: {name: synthetic, size: [16, 16], options: {num_images: 40}}
+model: {width: 4, stages: 3}
+train: {epochs: 2, batch_size: 8, learning_rate: 1.0e-2}
+explore: {num_points: 5, batch_size: 2}
+baselines: [{method: fixed, grid: {phi: [0.125, 0.4]}}]
+tracking: false
+"""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A command that ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def error(self) -> str:
+        """The one line that a user's mistake gives, after lines of progress."""
+        assert "Traceback" not in self.stderr, self.stderr
+        lines = [line for line in self.stderr.splitlines() if line.startswith("error: ")]
+        assert lines == self.stderr.splitlines()[-1:], self.stderr
+        return lines[0].removeprefix("error: ")
+
+
+class Command:
+    """The console script `explorer`, in processes of their own."""
+
+    path = Path(sys.executable).with_name("explorer")
+
+    def start(self, *arguments: Any, **environment: str) -> subprocess.Popen[str]:
+        """Start it as the leader of a session of its own, which `kill` ends as a whole."""
+        env = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "COLUMNS")}
+        return subprocess.Popen(
+            [str(self.path), *map(str, arguments)],
+            env=env | environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def finish(self, process: subprocess.Popen[str], timeout_s: float = 600) -> Ended:
+        """Wait for it; nothing of it is left behind."""
+        try:
+            stdout, stderr = process.communicate(timeout=timeout_s)
+        finally:
+            self.kill(process)
+        return Ended(process.returncode, stdout, stderr)
+
+    def __call__(self, *arguments: Any, **environment: str) -> Ended:
+        return self.finish(self.start(*arguments, **environment))
+
+    def kill(self, process: subprocess.Popen[str]) -> None:
+        """Kill the process and whatever it started, at once, and wait until all are gone."""
+        deadline = time.monotonic() + 30
+        while members := _session_members(process.pid):
+            assert time.monotonic() < deadline, f"still there: {members}"
+            for pid in members:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+            process.poll()
+            time.sleep(0.05)
+        process.wait()
+
+
+def _session_members(session: int) -> list[int]:
+    """Running processes of a session, its leader among them."""
+    members = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(fields[3]) == session and fields[0] not in "ZX":
+            members.append(int(entry.name))
+    return members
+
+
+# columns that tell one run of a spec from another, and the version of the code
+VOLATILE = ("exploration_id", "code_version", "evaluation_s", "time", "cost/train_s")
+
+
+def rows_of(folder: Path) -> dict[tuple[str, ...], dict[str, Any]]:
+    """The table of an exploration by key, without what may differ between runs of one spec."""
+    from explorer.store import measurements_store
+
+    rows = {}
+    for row in measurements_store(folder).load().to_pylist():
+        kept = {name: value for name, value in row.items() if name not in VOLATILE}
+        rows[row["trial_id"], row["split"], row["setting_id"]] = kept
+    return rows
+
+
+@pytest.fixture(scope="session")
+def explorer() -> Command:
+    return Command()
+
+
+@pytest.fixture(scope="session")
+def table_rows() -> Callable[[Path], dict[tuple[str, ...], dict[str, Any]]]:
+    return rows_of
+
+
+@pytest.fixture(scope="session")
+def tiny_spec(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A spec that trains three models and explores one in seconds."""
+    path = tmp_path_factory.mktemp("spec") / "tiny.yaml"
+    path.write_text(TINY_SPEC)
+    return path
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The exploration that all tests share; they leave it as it is."""
+
+    runs_dir: Path
+    ended: Ended
+    id: str = "tiny-1"
+
+    @property
+    def folder(self) -> Path:
+        return self.runs_dir / self.id
+
+
+@pytest.fixture(scope="session")
+def finished(
+    explorer: Command, tiny_spec: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Finished:
+    runs_dir = tmp_path_factory.mktemp("finished") / "runs"
+    uri = f"sqlite:///{runs_dir}/mlflow.db"
+    ended = explorer(
+        "run",
+        tiny_spec,
+        "--runs-dir",
+        runs_dir,
+        "--set",
+        "tracking=true",
+        "--json",
+        MLFLOW_TRACKING_URI=uri,
+    )
+    assert ended.code == 0, ended.stderr
+    return Finished(runs_dir, ended)

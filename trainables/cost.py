@@ -53,5 +53,7 @@ def rescaled_size(size: Sequence[int], factor: float, *, rounding: Rounding = "r
     `round` is to the nearest integer, halves to even (the papers' section 4.4); `ceil` is the
     rule written in their section 3.
     """
-    to_integer = round if rounding == "round" else math.ceil
-    return tuple(max(1, to_integer(length * factor)) for length in size)
+    if rounding == "round":
+        return tuple(max(1, round(length * factor)) for length in size)
+    # 100 * 0.07 is 7.000000000000001: without the inner rounding it would become 8
+    return tuple(max(1, math.ceil(round(length * factor, 9))) for length in size)

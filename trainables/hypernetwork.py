@@ -46,37 +46,41 @@ class Hypernetwork(nn.Module):
         shapes: name and shape of each tensor to predict.
         num_inputs: e, the length of the encoded conditioning.
         hidden_sizes: features of the hidden layers (the papers': 10 and 100).
+        reference: encoded conditioning (e,) from whose features those of others are counted in
+            the `residual` initialisation: there a prediction is the bias alone.
         initialisation: `residual` (default): a prediction is a weight of its own, Kaiming
-            initialised, plus 1/h times a linear map of the features that starts at zero; so the
-            primary network starts as an ordinary one, and its weights and their dependence on
-            the conditioning both learn at the rate of an ordinary network. `kaiming` and
-            `kaiming_fan_out`: the papers'; the last layer is initialised tensor by tensor, biases
-            are zero. `variance`: as `kaiming`, scaled so that predictions have the variance of
-            Kaiming weights.
+            initialised, plus 1/h times a linear map of how far the features are from those at
+            the reference; the map starts at zero. So the primary network starts as an ordinary
+            one and learns at the rate of an ordinary one: without the reference, features that
+            hardly vary would add their size to that rate. `kaiming` and `kaiming_fan_out`: the
+            papers'; the last layer is initialised tensor by tensor, biases are zero. `variance`:
+            as `kaiming`, scaled so that predictions have the variance of Kaiming weights.
         generator: source of the random numbers.
 
     Source: Scale-Space Hypernetworks, sections 3 and 4.4.
     """
 
+    reference: Tensor
+
     def __init__(
         self,
         shapes: Mapping[str, torch.Size],
         *,
-        num_inputs: int,
+        reference: Tensor,
         hidden_sizes: Sequence[int] = (10, 100),
         initialisation: Initialisation = "residual",
         generator: torch.Generator,
     ) -> None:
         super().__init__()
+        self.register_buffer("reference", reference, persistent=False)
+        self.is_residual = initialisation == "residual"
         self.shapes = dict(shapes)
         self.numels = [shape.numel() for shape in self.shapes.values()]
-        self.num_inputs = num_inputs
-        sizes = [num_inputs, *hidden_sizes]
+        sizes = [len(reference), *hidden_sizes]
         layers = [nn.Linear(before, after) for before, after in itertools.pairwise(sizes)]
         self.hidden = nn.ModuleList(layers)
         self.weight = nn.Parameter(torch.zeros(sum(self.numels), sizes[-1]))
         self.bias = nn.Parameter(torch.zeros(sum(self.numels)))
-        self.scale = 1 / sizes[-1] if initialisation == "residual" else 1.0
         for layer in layers:
             kaiming_(layer.weight.data, generator=generator)
             nn.init.zeros_(layer.bias)
@@ -86,9 +90,9 @@ class Hypernetwork(nn.Module):
     def _initialise_last(self, initialisation: str, generator: torch.Generator) -> None:
         biases = self.bias.split(self.numels)
         groups = zip(self.shapes.items(), self.weight.split(self.numels), biases, strict=True)
-        norm = self.features(torch.full((self.num_inputs,), 0.5)).norm().item()
+        norm = self.features(self.reference).norm().item()
         for (_, shape), weight, bias in groups:
-            if initialisation == "residual":
+            if self.is_residual:
                 if len(shape) > 1:
                     bias.view(shape).copy_(kaiming_(torch.empty(shape), generator=generator))
             elif initialisation == "variance":
@@ -99,14 +103,20 @@ class Hypernetwork(nn.Module):
                 kaiming_(weight, generator=generator, fan_out=initialisation.endswith("out"))
 
     def features(self, inputs: Tensor) -> Tensor:
-        """Return the last hidden features (h,) of encoded inputs (e,)."""
+        """Return the last hidden features (..., h) of encoded inputs (..., e)."""
         for layer in self.hidden:
             inputs = F.leaky_relu(layer(inputs), NEGATIVE_SLOPE)
         return inputs
 
     def forward(self, inputs: Tensor) -> dict[str, Tensor]:
         """Return the predicted tensors, by name, for encoded inputs (e,)."""
-        flat = torch.addmv(self.bias, self.weight, self.features(inputs), alpha=self.scale)
+        if self.is_residual:
+            own, reference = self.features(torch.stack([inputs, self.reference]))
+            # scaled here: addmv's alpha would make another pass over the gradient of every weight
+            features = (own - reference) / len(own)
+        else:
+            features = self.features(inputs)
+        flat = torch.addmv(self.bias, self.weight, features)
         parts = flat.split(self.numels)
         return {n: p.view(s) for (n, s), p in zip(self.shapes.items(), parts, strict=True)}
 
@@ -137,13 +147,22 @@ class ConditionedNetwork(nn.Module):
 
 
 class HyperConditionedNetwork(ConditionedNetwork):
-    """A primary network with every weight predicted by a hypernetwork (eq. 2 of the paper)."""
+    """A primary network with every weight predicted by a hypernetwork (eq. 2 of the paper).
+
+    Args:
+        primary: gives the names and shapes of the weights.
+        centre: unit conditioning (d,) in the middle of what training draws.
+        encoding: of the unit conditioning, a name in `ENCODINGS`.
+        hidden_sizes: see `Hypernetwork`.
+        initialisation: see `Hypernetwork`.
+        generator: source of the random numbers.
+    """
 
     def __init__(
         self,
         primary: nn.Module,
         *,
-        num_conditionings: int,
+        centre: Tensor,
         encoding: str = "complement",
         hidden_sizes: Sequence[int] = (10, 100),
         initialisation: Initialisation = "residual",
@@ -156,7 +175,7 @@ class HyperConditionedNetwork(ConditionedNetwork):
         shapes = {name: tensor.shape for name, tensor in primary.named_parameters()}
         self.hypernetwork = Hypernetwork(
             shapes,
-            num_inputs=len(self.encode(torch.zeros(num_conditionings))),
+            reference=self.encode(centre),
             hidden_sizes=hidden_sizes,
             initialisation=initialisation,
             generator=generator,
@@ -174,6 +193,13 @@ class FilmConditionedNetwork(ConditionedNetwork):
     and shifting its bias: gamma (W x + b) + beta = (gamma W) x + (gamma b + beta). So FiLM too
     is a function from conditioning to weights, and costs nothing once the conditioning is chosen.
 
+    Args:
+        primary: the network that is modulated; its weights are trained too.
+        centre: unit conditioning (d,) in the middle of what training draws.
+        encoding: of the unit conditioning, a name in `ENCODINGS`.
+        hidden_sizes: of the network that predicts gamma and beta; see `Hypernetwork`.
+        generator: source of the random numbers.
+
     Source: Perez et al. (2018), arXiv:1709.07871; Scale-Space Hypernetworks, section 4.3.
     """
 
@@ -181,7 +207,7 @@ class FilmConditionedNetwork(ConditionedNetwork):
         self,
         primary: nn.Module,
         *,
-        num_conditionings: int,
+        centre: Tensor,
         encoding: str = "complement",
         hidden_sizes: Sequence[int] = (10, 100),
         generator: torch.Generator,
@@ -198,7 +224,7 @@ class FilmConditionedNetwork(ConditionedNetwork):
                 for name, shape in shapes.items()
                 for kind in ("gamma", "beta")
             },
-            num_inputs=len(self.encode(torch.zeros(num_conditionings))),
+            reference=self.encode(centre),
             hidden_sizes=hidden_sizes,
             generator=generator,
         )

@@ -43,6 +43,7 @@ class SegmentationModel:
         decoder_widths: features per decoder stage, lowest resolution first.
         num_factors: 1, or the number of downsampling steps for one factor each.
         rounding: how a rescaled size becomes an integer.
+        centre: rescaling factors in the middle of what training draws; 0.5 each by default.
         encoding: of the conditioning, a name in `ENCODINGS`.
         hidden_sizes: of the hypernetwork, and of FiLM's network.
         initialisation: of the hypernetwork.
@@ -56,6 +57,7 @@ class SegmentationModel:
     decoder_widths: tuple[int, ...] = (16, 16, 16, 16)
     num_factors: int = 1
     rounding: Rounding = "round"
+    centre: tuple[float, ...] | None = None
     encoding: str = "complement"
     hidden_sizes: tuple[int, ...] = (10, 100)
     initialisation: Initialisation = "residual"
@@ -160,7 +162,8 @@ class ScaleSpaceSegmentation:
         generator = torch.Generator().manual_seed(seed)
         primary = self._primary()
         initialise_primary(primary, generator=generator)
-        return CONDITIONED_NETWORKS[self.method](primary, self.model, len(self.space), generator)
+        centre = torch.tensor(self.model.centre or (0.5,) * len(self.space))
+        return CONDITIONED_NETWORKS[self.method](primary, self.model, centre, generator)
 
     def loss(
         self, module: nn.Module, images: Tensor, masks: Tensor, conditioning: Config, stage: str
@@ -197,11 +200,11 @@ class ScaleSpaceSegmentation:
 
 
 def _hyper(
-    primary: nn.Module, model: SegmentationModel, num_conditionings: int, generator: torch.Generator
+    primary: nn.Module, model: SegmentationModel, centre: Tensor, generator: torch.Generator
 ) -> ConditionedNetwork:
     return HyperConditionedNetwork(
         primary,
-        num_conditionings=num_conditionings,
+        centre=centre,
         encoding=model.encoding,
         hidden_sizes=model.hidden_sizes,
         initialisation=model.initialisation,
@@ -210,11 +213,11 @@ def _hyper(
 
 
 def _film(
-    primary: nn.Module, model: SegmentationModel, num_conditionings: int, generator: torch.Generator
+    primary: nn.Module, model: SegmentationModel, centre: Tensor, generator: torch.Generator
 ) -> ConditionedNetwork:
     return FilmConditionedNetwork(
         primary,
-        num_conditionings=num_conditionings,
+        centre=centre,
         encoding=model.encoding,
         hidden_sizes=model.hidden_sizes,
         generator=generator,
@@ -222,13 +225,13 @@ def _film(
 
 
 def _unconditioned(
-    primary: nn.Module, model: SegmentationModel, num_conditionings: int, generator: torch.Generator
+    primary: nn.Module, model: SegmentationModel, centre: Tensor, generator: torch.Generator
 ) -> ConditionedNetwork:
     return ConditionedNetwork(primary)
 
 
 CONDITIONED_NETWORKS: dict[
-    str, Callable[[nn.Module, SegmentationModel, int, torch.Generator], ConditionedNetwork]
+    str, Callable[[nn.Module, SegmentationModel, Tensor, torch.Generator], ConditionedNetwork]
 ] = {
     "sshn": _hyper,
     "film": _film,

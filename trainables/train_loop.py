@@ -63,13 +63,19 @@ def train(
     """Train a model on the split `train`, choosing the epoch on the split `val`.
 
     Raises:
-        InputError: fewer training images than one batch, or a checkpoint of another training.
+        InputError: fewer training images than one batch, fewer images of a batch or of `val` than
+            workers, or a checkpoint of another training.
         RunError: the loss is not finite.
     """
     if len(data["train"]) < config.batch_size:
         raise InputError(
             f"train.batch_size must be at most the number of training images, "
             f"{len(data['train'])}; got {config.batch_size}"
+        )
+    if min(config.batch_size, len(data["val"])) < context.world_size:
+        raise InputError(
+            f"train.batch_size and the number of validation images must be at least the number "
+            f"of workers, {context.world_size}; got {config.batch_size} and {len(data['val'])}"
         )
     if config.num_threads is not None and context.device == "cpu":
         torch.set_num_threads(config.num_threads)
@@ -321,15 +327,15 @@ def keep_checkpoint(checkpoint_dir: Path, folder: Path) -> None:
     """Make a written checkpoint the folder's one; at every moment one of the two is whole."""
     folder.mkdir(parents=True, exist_ok=True)
     new, kept, old = folder / "checkpoint.new", folder / "checkpoint", folder / "checkpoint.old"
-    for leftover in (new, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+    shutil.rmtree(new, ignore_errors=True)
     try:
         shutil.move(checkpoint_dir, new)
     except OSError as error:
         raise RunError(
             f"{folder}: the checkpoint could not be written: {error.strerror}"
         ) from error
-    if kept.exists():
+    if kept.exists():  # else `old` is what a killed writer left, and the only whole one
+        shutil.rmtree(old, ignore_errors=True)
         kept.rename(old)
     new.rename(kept)
     shutil.rmtree(old, ignore_errors=True)
@@ -403,7 +409,7 @@ def draw(
     space: SearchSpace, prior: Mapping[str, tuple[float, float]], key: tuple[int, int]
 ) -> Config:
     """One conditioning, uniform over the prior; a function of the key (seed, step) alone."""
-    units = np.random.default_rng((*key, 2)).random(len(space))
+    units = np.random.default_rng((*key, 2)).random(len(space)).tolist()
     return {p.name: p.from_unit(_in_prior(p, prior, u)) for p, u in zip(space, units, strict=True)}
 
 
@@ -413,7 +419,7 @@ def validation_settings(
     """Five settings on the diagonal of the prior, at the centres of its fifths."""
     if not len(space):
         return [{}]
-    fifths = (np.arange(NUM_VALIDATION_SETTINGS) + 0.5) / NUM_VALIDATION_SETTINGS
+    fifths = [(index + 0.5) / NUM_VALIDATION_SETTINGS for index in range(NUM_VALIDATION_SETTINGS)]
     return [{p.name: p.from_unit(_in_prior(p, prior, u)) for p in space} for u in fifths]
 
 

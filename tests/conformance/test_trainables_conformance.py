@@ -1,0 +1,219 @@
+"""What every entry of TRAINABLES must do."""
+
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from trainables.base import Arrays, TrainConfig
+from trainables.datasets import synthetic
+from trainables.methods import TRAINABLES
+from trainables.scale_space import SegmentationModel
+from trainables.train_loop import PlainContext, evaluate_setting, load_tensors, train
+
+ROOT = Path(__file__).parents[2]
+GRID_METHODS = {"fixed"}  # trained once per setting
+SETTINGS = [{"phi": 0.0}, {"phi": 0.35}, {"phi": 1.0}]
+
+methods = pytest.mark.parametrize("method", TRAINABLES)
+
+
+@cache
+def splits():
+    data = synthetic.load(size=(24, 24), num_images=40, num_labels=2)
+    return {
+        "train": Arrays(data.images[:32], data.masks[:32]),
+        "val": Arrays(data.images[32:], data.masks[32:]),
+    }
+
+
+def make(method, *, dice_share=0.5, settled=None):
+    model = SegmentationModel(
+        in_channels=1,
+        labels=synthetic.labels_of(2),
+        size=(24, 24),
+        encoder_widths=(6, 6, 6),
+        decoder_widths=(6, 6),
+        hidden_sizes=(10, 16),
+        dice_share=dice_share,
+    )
+    if settled is None and method in GRID_METHODS:
+        settled = {"phi": 0.4}
+    return TRAINABLES[method](model, settled)
+
+
+def settings_of(trainable):
+    return SETTINGS if len(trainable.problem.space.conditioning) else [{}]
+
+
+def batch(count=3):
+    arrays = splits()["train"]
+    return torch.from_numpy(arrays.images[:count]), torch.from_numpy(arrays.masks[:count]).long()
+
+
+def fit(method, folder, *, dice_share=0.5, seed=0, epochs=2):
+    config = TrainConfig(
+        epochs=epochs,
+        batch_size=8,
+        prior={} if method in GRID_METHODS else {"phi": (0.2, 0.6)},
+        seed=seed,
+        augment=("flip",),
+        validate_every=1,
+    )
+    trainable = make(method, dice_share=dice_share)
+    return train(trainable, splits(), config, PlainContext(folder, device="cpu"))
+
+
+@methods
+@pytest.mark.parametrize("dice_share", [0.0, 1.0])
+def test_loss_falls_on_synthetic_data(method, dice_share, tmp_path):
+    history = fit(method, tmp_path, dice_share=dice_share, epochs=25).history
+    losses = [row["train_loss"] for row in history]
+    assert np.isfinite(losses).all()
+    assert losses[-1] < 0.9 * losses[0]
+
+
+@methods
+def test_same_seed_same_training_and_another_seed_another(method, tmp_path):
+    first, again, other = (
+        fit(method, tmp_path / str(index), seed=seed) for index, seed in enumerate((0, 0, 1))
+    )
+    assert first.history == again.history
+    assert first.best.keys() == again.best.keys()
+    assert all(torch.equal(tensor, again.best[name]) for name, tensor in first.best.items())
+    assert first.history != other.history
+
+
+@methods
+def test_chosen_weights_give_the_chosen_metric_in_a_fresh_module(method, tmp_path):
+    result, trainable = fit(method, tmp_path), make(method)
+    module = trainable.build(99)
+    load_tensors(module, result.best, "best")
+    prior = [0.24, 0.32, 0.4, 0.48, 0.56]
+    asked = [{"phi": phi} for phi in prior] if settings_of(trainable) != [{}] else [{}]
+    values = [evaluate_setting(trainable, module, splits()["val"], s)["dice"] for s in asked]
+    assert result.best_metric == pytest.approx(np.nanmean(values), rel=1e-12)
+
+
+@methods
+def test_gradients_reach_every_parameter_in_every_stage(method):
+    trainable = make(method)
+    module, source = trainable.build(0), torch.Generator().manual_seed(1)
+    with torch.no_grad():  # away from a start at which some gradients are zero
+        for parameter in module.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=source))
+    for stage in trainable.stages:
+        module.zero_grad()
+        for setting in settings_of(trainable):
+            trainable.loss(module, *batch(), setting, stage.name).backward()
+        assert all(p.grad is not None and p.grad.any() for p in module.parameters()), stage
+
+
+@methods
+def test_loss_is_a_finite_scalar_and_leaves_its_inputs_alone(method):
+    trainable = make(method)
+    module, (images, masks) = trainable.build(0), batch()
+    for setting in settings_of(trainable):
+        before = dict(setting)
+        for stage in trainable.stages:
+            loss = trainable.loss(module, images, masks, setting, stage.name)
+            assert loss.shape == ()
+            assert torch.isfinite(loss)
+        assert setting == before
+    assert torch.equal(images, batch()[0])
+    assert torch.equal(masks, batch()[1])
+
+
+@methods
+def test_stages_share_all_epochs(method):
+    shares = [stage.share for stage in make(method).stages]
+    assert sum(shares) == pytest.approx(1, rel=1e-12)
+    assert all(share > 0 for share in shares)
+
+
+@methods
+def test_state_survives_a_round_trip(method):
+    first, second = (make(method).build(seed) for seed in (0, 1))
+    second.load_state_dict(first.state_dict())
+    trainable, (images, _) = make(method), batch()
+    for setting in settings_of(trainable):
+        networks = [trainable.materialize(module, setting) for module in (first, second)]
+        assert torch.equal(networks[0](images), networks[1](images))
+
+
+@methods
+def test_values_are_one_per_image_and_declared_as_objectives(method):
+    trainable, module = make(method), make(method).build(0)
+    network = trainable.materialize(module, settings_of(trainable)[0])
+    with torch.no_grad():
+        values = trainable.evaluate(network, *batch(5))
+    assert {tuple(value.shape) for value in values.values()} == {(5,)}
+    declared = [o.name for o in trainable.problem.objectives]
+    known = {*values, *trainable.problem.known_costs}
+    assert set(declared) <= known
+    assert all(trainable.problem.objective(name).direction == "maximize" for name in values)
+
+
+@methods
+def test_one_image_gives_the_values_that_it_has_among_others(method):
+    trainable, module = make(method), make(method).build(0)
+    network = trainable.materialize(module, settings_of(trainable)[-1])
+    images, masks = batch(4)
+    with torch.no_grad():
+        together = trainable.evaluate(network, images, masks)
+        alone = [trainable.evaluate(network, images[i : i + 1], masks[i : i + 1]) for i in range(4)]
+    for name, values in together.items():
+        np.testing.assert_allclose(
+            values.numpy(), [single[name].item() for single in alone], rtol=1e-12
+        )
+
+
+@methods
+def test_costs_are_the_declared_ones_and_depend_on_the_setting_alone(method):
+    trainable = make(method)
+    for setting in settings_of(trainable):
+        costs = trainable.costs(setting)
+        assert tuple(costs) == trainable.problem.known_costs
+        assert all(value > 0 for value in costs.values())
+        assert costs == make(method).costs(setting)
+
+
+@methods
+def test_sizes_grow_with_the_factor(method):
+    small, large = (
+        make(method, settled={"phi": phi}).sizes({})
+        if method in GRID_METHODS
+        else make(method).sizes({"phi": phi})
+        for phi in (0.2, 0.8)
+    )
+    assert small.keys() == large.keys()
+    assert all(len(size) == 2 for size in small.values())
+    assert all(a <= b for name in small for a, b in zip(small[name], large[name], strict=True))
+    assert small != large
+
+
+def test_names_are_the_keys_of_the_registry():
+    assert {name: make(name).method for name in TRAINABLES} == {name: name for name in TRAINABLES}
+
+
+@pytest.mark.timeout(60)  # a fresh interpreter loads torch
+def test_trainables_load_neither_ray_nor_pydantic_nor_mlflow():
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in sorted((ROOT / "trainables").rglob("*.py"))
+        if path.name != "__init__.py"
+    ]
+    code = (
+        f"import importlib, sys; [importlib.import_module(name) for name in {modules}]\n"
+        "print(*{name.partition('.')[0] for name in sys.modules})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    loaded = set(done.stdout.split())
+    assert "torch" in loaded
+    assert loaded.isdisjoint({"ray", "pydantic", "mlflow", "explorer"})

@@ -1,0 +1,271 @@
+"""Statistics between methods: against closed forms, t intervals and hand-made tables."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from explorer.comparisons import compare, method_costs, paired_difference, paired_differences
+from search_spaces.errors import InputError
+from search_spaces.problem import Objective
+
+DICE = Objective("dice", "maximize")
+MACS = Objective("macs", "minimize", "MAC")
+
+
+def columns_of(rows):
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {
+        name: np.array(
+            [row.get(name, np.nan) for row in rows],
+            dtype=object if any(isinstance(row.get(name), str) for row in rows) else float,
+        )
+        for name in names
+    }
+
+
+def row(method, phi, dice, *, seed=0, split="val", trial=None, train_s=10.0, macs=None):
+    return {
+        "trial_id": trial or f"{method}-s{seed}",
+        "method": method,
+        "seed": seed,
+        "split": split,
+        "setting_id": f"phi{phi}",
+        "evaluation_s": 0.5,
+        "conditioning/phi": phi,
+        "metric/dice": dice,
+        "cost/macs": 1e6 * (1 + phi) if macs is None else macs,
+        "cost/train_s": train_s,
+    }
+
+
+def sample(method, phi, image, dice, *, seed=0):
+    return {
+        "trial_id": f"{method}-s{seed}",
+        "method": method,
+        "seed": seed,
+        "split": "test",
+        "setting_id": f"phi{phi}",
+        "sample_id": image,
+        "conditioning/phi": phi,
+        "metric/dice": dice,
+    }
+
+
+def normal_pair(rng, *, num_images=60, num_seeds=1, difference=0.0):
+    """Images of different difficulty, the same for both methods; seeds add their own error."""
+    images = rng.normal(0.8, 0.1, num_images)
+    first, second = (
+        images
+        + rng.normal(0, 0.03, (num_seeds, num_images))
+        + rng.normal(0, 0.01 if num_seeds > 1 else 0, (num_seeds, 1))
+        for _ in range(2)
+    )
+    return first + difference, second
+
+
+# The paired difference
+
+
+def test_constant_difference_has_no_spread():
+    second = np.random.default_rng(0).random((1, 40))
+    mean, low, high = paired_difference(second + 0.25, second)
+    np.testing.assert_allclose([mean, low, high], 0.25, rtol=1e-9)
+
+
+def test_difference_is_that_of_the_means():
+    rng = np.random.default_rng(1)
+    first, second = rng.random((3, 20)), rng.random((2, 20))
+    mean, low, high = paired_difference(first, second)
+    assert mean == pytest.approx(first.mean() - second.mean(), rel=1e-12)
+    assert low < mean < high
+
+
+def test_one_seed_gives_the_t_interval_of_the_images():
+    rng = np.random.default_rng(2)
+    first, second = normal_pair(rng, num_images=200, difference=0.01)
+    gaps = (first - second)[0]
+    half = stats.t.ppf(0.975, 199) * gaps.std(ddof=1) / math.sqrt(200)
+    mean, low, high = paired_difference(first, second)
+    # the bootstrap of 200 images with 10,000 resamples: ends within 5 % of the half width
+    np.testing.assert_allclose([low, high], [mean - half, mean + half], atol=0.05 * half)
+
+
+def test_pairing_takes_the_difficulty_of_images_out():
+    rng = np.random.default_rng(3)
+    first, second = normal_pair(rng, num_images=100)
+    _, low, high = paired_difference(first, second)
+    shuffled = second[:, rng.permutation(100)]
+    _, wide_low, wide_high = paired_difference(first, shuffled)
+    assert high - low < 0.5 * (wide_high - wide_low)
+
+
+def test_more_seeds_that_err_alike_do_not_narrow_the_interval():
+    first, second = normal_pair(np.random.default_rng(4), num_images=50)
+    _, low, high = paired_difference(first, second)
+    _, again_low, again_high = paired_difference(first.repeat(3, 0), second.repeat(3, 0))
+    assert again_high - again_low == pytest.approx(high - low, rel=0.05)
+
+
+def test_seeds_that_differ_widen_the_interval():
+    first, second = normal_pair(np.random.default_rng(5), num_images=50)
+    offsets = np.array([[-0.05], [0.0], [0.05]])
+    _, low, high = paired_difference(first + 0 * offsets, second + 0 * offsets)
+    _, wide_low, wide_high = paired_difference(first + offsets, second)
+    assert wide_high - wide_low > 1.5 * (high - low)
+
+
+def test_interval_covers_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(6)
+    hits = 0
+    for _ in range(60):
+        _, low, high = paired_difference(*normal_pair(rng, num_images=60, difference=0.02))
+        hits += low <= 0.02 <= high
+    # 95 % of 60 is 57; fewer than 51 has a probability below 1 %
+    assert hits >= 51
+
+
+def test_undefined_values_take_no_part():
+    first = np.array([[0.5, np.nan, 0.7, 0.9]])
+    second = np.array([[0.4, 0.1, np.nan, 0.8]])
+    mean, low, high = paired_difference(first, second)
+    assert mean == pytest.approx((0.5 + 0.7 + 0.9) / 3 - (0.4 + 0.1 + 0.8) / 3)
+    assert np.isfinite([low, high]).all()
+
+
+def test_same_input_gives_the_same_interval():
+    pair = normal_pair(np.random.default_rng(7), num_seeds=3)
+    assert paired_difference(*pair) == paired_difference(*pair)
+
+
+# From the table of samples
+
+
+def test_differences_are_taken_on_common_settings_within_the_range():
+    rows = []
+    for seed in (0, 1):
+        for image in ("a", "b", "c"):
+            for phi in (0.1, 0.2, 0.3):
+                rows.append(sample("sshn", phi, image, 0.8, seed=seed))
+            for phi in (0.2, 0.3, 0.4):
+                rows.append(sample("fixed", phi, image, 0.8 - phi, seed=seed))
+    rows += [sample("other", 0.9, image, 0.5) for image in ("a", "b", "c")]
+    (all_of,) = paired_differences(columns_of(rows), method="sshn", metric="dice", ranges={})
+    assert (all_of.method, all_of.against, all_of.metric) == ("sshn", "fixed", "dice")
+    assert (all_of.num_settings, all_of.num_images, all_of.num_seeds) == (2, 3, 2)
+    assert all_of.difference == pytest.approx(0.25)
+    (narrow,) = paired_differences(
+        columns_of(rows), method="sshn", metric="dice", ranges={"phi": (0.25, 0.3)}
+    )
+    assert (narrow.num_settings, narrow.difference) == (1, pytest.approx(0.3))
+    assert not paired_differences(
+        columns_of(rows), method="sshn", metric="dice", ranges={"phi": (0.5, 0.6)}
+    )
+
+
+def test_images_are_paired_by_id_and_not_by_order():
+    rows = [sample("sshn", 0.1, image, value) for image, value in (("a", 0.9), ("b", 0.1))]
+    rows += [sample("fixed", 0.1, image, value) for image, value in (("b", 0.0), ("a", 0.8))]
+    (found,) = paired_differences(columns_of(rows), method="sshn", metric="dice", ranges={})
+    np.testing.assert_allclose([found.difference, found.low, found.high], 0.1)
+
+
+def test_unknown_conditioning_in_a_range_is_refused():
+    rows = [sample("sshn", 0.1, "a", 0.9), sample("fixed", 0.1, "a", 0.8)]
+    with pytest.raises(InputError, match="unknown conditioning 'psi'; known: phi"):
+        paired_differences(
+            columns_of(rows), method="sshn", metric="dice", ranges={"psi": (0.0, 1.0)}
+        )
+
+
+# From the table of measurements
+
+
+def hand_made():
+    rows = []
+    for split, drop in (("val", 0.0), ("test", 0.02)):
+        for seed in (0, 1):
+            for phi, dice in ((0.0, 0.7), (0.25, 0.9), (0.5, 0.88)):
+                rows.append(row("sshn", phi, dice - drop, seed=seed, split=split, train_s=12.0))
+            for phi, dice in ((0.25, 0.80), (0.5, 0.89)):
+                rows.append(
+                    row(
+                        "fixed",
+                        phi,
+                        dice - drop,
+                        seed=seed,
+                        split=split,
+                        trial=f"fixed-phi{phi}-s{seed}",
+                        train_s=10.0,
+                    )
+                )
+    return rows
+
+
+def test_costs_count_every_training_once_and_validation_alone():
+    costs = method_costs(columns_of(hand_made()))
+    sshn, fixed = costs["sshn"], costs["fixed"]
+    assert (sshn.train_s, sshn.num_trainings, sshn.num_settings) == (24.0, 2, 3)
+    assert sshn.evaluation_s == 6 * 0.5
+    assert (fixed.train_s, fixed.num_trainings, fixed.num_settings) == (40.0, 4, 2)
+    assert fixed.evaluation_s == 4 * 0.5
+
+
+def test_comparison_of_a_hand_made_table():
+    found = compare(
+        columns_of(hand_made()), None, method="sshn", objectives=(DICE, MACS), ranges={}
+    )
+    assert found["method"] == "sshn"
+    assert found["paired_on_test"] == []
+    sshn, fixed = found["methods"]["sshn"], found["methods"]["fixed"]
+    assert (sshn["train_ratio"], sshn["total_ratio"]) == (1.0, 1.0)
+    assert fixed["train_ratio"] == pytest.approx(40 / 24)
+    assert fixed["total_ratio"] == pytest.approx(42 / 27)
+    # chosen on validation, the test value beside it
+    assert sshn["best"]["conditioning"] == {"phi": 0.25}
+    assert sshn["best"]["metrics"]["dice"] == pytest.approx(0.9)
+    assert sshn["best"]["test_metrics"]["dice"] == pytest.approx(0.88)
+    assert fixed["best"]["conditioning"] == {"phi": 0.5}
+    # the worst of each objective over all points: losses -0.7 and 1.5e6
+    assert found["ref_point"] == pytest.approx({"dice": -0.7, "macs": 1.5e6})
+    # sshn: (0.25: 0.9) adds 0.2 x 0.25e6; fixed: (0.25: 0.8) adds 0.1 x 0.25e6, the rest nothing
+    assert sshn["hypervolume"] == pytest.approx(0.2 * 0.25e6)
+    assert fixed["hypervolume"] == pytest.approx(0.1 * 0.25e6)
+    # sshn reaches fixed's 0.89 with 1.25e6 instead of 1.5e6
+    saving = found["iso_accuracy"]["fixed"]
+    assert saving["target"] == pytest.approx(0.89)
+    assert saving["point"]["conditioning"] == {"phi": 0.25}
+    assert saving["saving"] == pytest.approx(1 - 1.25 / 1.5)
+
+
+def test_unreached_accuracy_saves_nothing():
+    rows = [row("sshn", 0.1, 0.5), row("fixed", 0.1, 0.9, trial="fixed-phi0.1-s0")]
+    found = compare(columns_of(rows), None, method="sshn", objectives=(DICE, MACS), ranges={})
+    saving = found["iso_accuracy"]["fixed"]
+    assert (saving["point"], saving["saving"]) == (None, None)
+
+
+def test_samples_add_the_paired_difference():
+    rows = [row("sshn", 0.1, 0.5), row("fixed", 0.1, 0.9, trial="fixed-phi0.1-s0")]
+    samples = [sample(m, 0.1, i, v) for m, v in (("sshn", 0.5), ("fixed", 0.9)) for i in "ab"]
+    found = compare(
+        columns_of(rows),
+        columns_of(samples),
+        method="sshn",
+        objectives=(DICE, MACS),
+        ranges={"phi": (0, 1)},
+    )
+    (difference,) = found["paired_on_test"]
+    assert difference["difference"] == pytest.approx(-0.4)
+    assert set(difference) == {
+        "method",
+        "against",
+        "metric",
+        "difference",
+        "low",
+        "high",
+        "num_settings",
+        "num_images",
+        "num_seeds",
+    }

@@ -1,0 +1,255 @@
+"""The order of chunks: what is asked when, whatever the timing, and what is asked again."""
+
+import random
+from collections import deque
+
+import numpy as np
+import pytest
+
+from explorer.exploring import Chunk, Evaluation, FrozenModels, ListSampler, Plan, Unit, explore
+from explorer.measurements import Measurement, setting_id
+from explorer.progress import ProgressReport
+from explorer.specs import load_spec
+from explorer.training import Trial, build_trainable
+from search_spaces.errors import InputError
+from trainables.base import Arrays
+
+
+def measurement(trial_id, split, setting, value=0.0):
+    return Measurement(
+        exploration_id="test-1",
+        trial_id=trial_id,
+        method="sshn",
+        seed=0,
+        split=split,
+        data_digest="d",
+        code_version="c",
+        setting_id=setting_id(setting),
+        num_samples=1,
+        evaluation_s=0.0,
+        time=0.0,
+        conditioning=setting,
+        metrics={"dice": value},
+        costs={"macs": 1.0},
+    )
+
+
+class LoggingSampler:
+    """Settings 0, 1, 2, ...; writes down every call."""
+
+    def __init__(self, num_settings):
+        self.left = deque({"phi": float(i)} for i in range(num_settings))
+        self.calls = []
+
+    def ask(self, n):
+        batch = [self.left.popleft() for _ in range(min(n, len(self.left)))]
+        self.calls.append(("ask", [setting["phi"] for setting in batch]))
+        return batch
+
+    def tell(self, configs, outcomes):
+        phis = [config["phi"] for config in configs]
+        self.calls.append(("tell", phis, [outcome["dice"] for outcome in outcomes]))
+
+
+def rows_of(chunk, value=lambda trial_id, phi: phi):
+    return [
+        measurement(trial_id, chunk.split, setting, value(trial_id, setting["phi"]))
+        for setting in chunk.settings
+        for trial_id in chunk.trial_ids
+    ]
+
+
+def carry_out(plan, rng):
+    """Carry a plan out with as many chunks in flight as it gives, completed in random order."""
+    in_flight, order = [], []
+    while not plan.is_finished:
+        while (chunk := plan.next_chunk()) is not None:
+            in_flight.append(chunk)
+        if not in_flight:
+            break
+        chunk = in_flight.pop(rng.randrange(len(in_flight)))
+        order.append(chunk.name)
+        plan.complete(chunk, rows_of(chunk))
+    assert plan.is_finished
+    return order
+
+
+def new_plan(samplers, *, window, recorded=None, batch_size=2):
+    units = [Unit(f"unit{i}", "val", (f"t{i}",), sampler) for i, sampler in enumerate(samplers)]
+    return Plan(units, batch_size=batch_size, window=window, recorded=recorded or {})
+
+
+def test_list_sampler_gives_its_settings_in_order_and_then_nothing():
+    settings = [{"phi": value} for value in (0.3, 0.1, 0.2)]
+    sampler = ListSampler(settings)
+    assert sampler.ask(2) == settings[:2]
+    sampler.tell(settings[:2], [None, {"dice": 1.0}])
+    assert [sampler.ask(2), sampler.ask(2)] == [settings[2:], []]
+
+
+def test_chunk_names_its_rows_settings_first():
+    chunk = Chunk("c", "val", ("a", "b"), ({"phi": 0.1}, {"phi": 0.2}))
+    ids = [setting_id({"phi": 0.1}), setting_id({"phi": 0.2})]
+    assert chunk.keys == [(trial, "val", one) for one in ids for trial in ("a", "b")]
+
+
+@pytest.mark.parametrize("window", [1, 2, 3])
+@pytest.mark.parametrize("timing", range(5))
+def test_batch_is_asked_after_exactly_the_window_was_told(window, timing):
+    sampler = LoggingSampler(13)
+    carry_out(new_plan([sampler], window=window), random.Random(timing))
+    num_asked, num_told = 0, 0
+    for kind, phis, *_ in sampler.calls:
+        if kind == "ask":
+            # batch k: after the batches up to k - W, and no other
+            assert num_told == min(max(0, num_asked - window + 1), 7)
+            assert phis == [float(phi) for phi in range(2 * num_asked, min(2 * num_asked + 2, 13))]
+            num_asked += 1
+        else:
+            assert phis[0] == 2.0 * num_told
+            num_told += 1
+    assert num_asked == 8  # the last one finds nothing left
+
+
+@pytest.mark.parametrize("window", [1, 3])
+def test_calls_do_not_depend_on_the_order_of_completion(window):
+    logs, orders = [], set()
+    for timing in range(8):
+        samplers = [LoggingSampler(9), LoggingSampler(5)]
+        orders.add(tuple(carry_out(new_plan(samplers, window=window), random.Random(timing))))
+        logs.append([sampler.calls for sampler in samplers])
+    assert all(log == logs[0] for log in logs)
+    assert (len(orders) > 1) == (window > 1)
+
+
+def test_no_more_than_the_window_is_in_flight():
+    plan = new_plan([LoggingSampler(20)], window=3)
+    chunks = [plan.next_chunk() for _ in range(4)]
+    assert [chunk and chunk.name for chunk in chunks] == [
+        "val-unit0-00000",
+        "val-unit0-00001",
+        "val-unit0-00002",
+        None,
+    ]
+    plan.complete(chunks[1], rows_of(chunks[1]))
+    assert plan.next_chunk() is None  # batch 3 waits for batch 0
+    plan.complete(chunks[0], rows_of(chunks[0]))
+    assert plan.next_chunk().name == "val-unit0-00003"
+
+
+def test_next_unit_begins_while_the_last_one_is_in_flight():
+    plan = new_plan([LoggingSampler(2), LoggingSampler(2)], window=2)
+    assert plan.next_chunk().name == "val-unit0-00000"
+    assert plan.next_chunk().name == "val-unit1-00000"
+    assert plan.next_chunk() is None
+    assert not plan.is_finished
+
+
+def test_sampler_is_told_the_mean_over_seeds():
+    sampler = LoggingSampler(1)
+    plan = Plan([Unit("u", "val", ("a", "b"), sampler)], batch_size=1, window=1, recorded={})
+    chunk = plan.next_chunk()
+    plan.complete(chunk, rows_of(chunk, lambda trial_id, phi: {"a": 0.25, "b": 0.75}[trial_id]))
+    assert plan.next_chunk() is None
+    assert sampler.calls[1] == ("tell", [0.0], [0.5])
+
+
+def test_metric_that_one_seed_lacks_is_the_mean_of_the_others():
+    told = []
+
+    class Sampler(ListSampler):
+        def tell(self, configs, outcomes):
+            told.extend(outcomes)
+
+    unit = Unit("u", "val", ("a", "b"), Sampler([{"phi": 0.0}]))
+    plan = Plan([unit], batch_size=1, window=1, recorded={})
+    chunk = plan.next_chunk()
+    first, second = rows_of(chunk)
+    second.metrics["dice/rare"] = 0.5
+    plan.complete(chunk, [first, second])
+    assert plan.next_chunk() is None
+    assert told == [{"macs": 1.0, "dice": 0.0, "dice/rare": 0.5}]
+
+
+@pytest.mark.parametrize("window", [1, 2])
+@pytest.mark.parametrize("num_recorded", [0, 1, 4, 7, 9])
+def test_recorded_chunks_are_told_and_not_evaluated_again(window, num_recorded):
+    whole = LoggingSampler(9)
+    carry_out(new_plan([whole], window=window), random.Random(0))
+    settings = [{"phi": float(i)} for i in range(num_recorded)]
+    rows = [measurement("t0", "val", setting, setting["phi"]) for setting in settings]
+    recorded = {(row.trial_id, row.split, row.setting_id): row for row in rows}
+    resumed = LoggingSampler(9)
+    order = carry_out(new_plan([resumed], window=window, recorded=recorded), random.Random(0))
+    assert resumed.calls == whole.calls
+    # a chunk that is recorded in part is evaluated once more
+    expected = [
+        f"val-unit0-{k:05d}" for k in range(5) if 2 * k + 2 > num_recorded and num_recorded < 9
+    ]
+    assert sorted(order) == expected
+
+
+# In this process, on models of a few weights
+
+SPEC = load_spec("demo", ["dataset.size=[16,16]", "model.width=2", "model.stages=2"])
+TRIALS = {
+    "sshn-s0": Trial("sshn-s0", "sshn", 0, 0.1),
+    "sshn-s1": Trial("sshn-s1", "sshn", 1, 0.1),
+    "fixed-phi0.3-s0": Trial("fixed-phi0.3-s0", "fixed", 0, 0.1, {"phi": 0.3}),
+}
+
+
+def frozen_models(**changed):
+    weights = {}
+    for name, trial in TRIALS.items():
+        module = build_trainable(SPEC, trial.method, trial.settled).build(trial.seed)
+        weights[name] = {key: tensor.numpy() for key, tensor in module.state_dict().items()}
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((3, 1, 16, 16), dtype=np.float32)
+    masks = rng.integers(0, 5, (3, 16, 16)).astype(np.uint8)
+    spec_data = SPEC.model_dump(mode="json")
+    return FrozenModels(spec_data, TRIALS, weights | changed, {"val": Arrays(images, masks)})
+
+
+def test_exploring_in_process_evaluates_every_setting_on_every_seed():
+    units = [
+        Unit(
+            "sshn", "val", ("sshn-s0", "sshn-s1"), ListSampler([{"phi": x} for x in (0, 0.25, 1)])
+        ),
+        Unit("fixed", "val", ("fixed-phi0.3-s0",), ListSampler([{"phi": 0.3}])),
+    ]
+    plan = Plan(units, batch_size=2, window=1, recorded={})
+    seen: list[Evaluation] = []
+
+    def record(chunk, evaluations):
+        seen.extend(evaluations)
+        return [
+            measurement(one.trial_id, one.split, one.setting, float(np.nanmean(one.values["dice"])))
+            for one in evaluations
+        ]
+
+    models = frozen_models()
+    explore(plan, models, record, ProgressReport(quiet=True), num_workers=0)
+    assert plan.is_finished
+    assert [(one.trial_id, one.setting["phi"]) for one in seen] == [
+        ("sshn-s0", 0),
+        ("sshn-s1", 0),
+        ("sshn-s0", 0.25),
+        ("sshn-s1", 0.25),
+        ("sshn-s0", 1),
+        ("sshn-s1", 1),
+        ("fixed-phi0.3-s0", 0.3),
+    ]
+    costs = build_trainable(SPEC).costs({"phi": 0.3})
+    assert seen[-1].costs == costs
+    assert all(one.values["dice"].shape == (3,) for one in seen)
+    assert all(one.evaluation_s >= 0 for one in seen)
+    again = next(models.evaluate(Chunk("c", "val", ("sshn-s1",), ({"phi": 0.25},))))
+    np.testing.assert_array_equal(again.values["dice"], seen[3].values["dice"])
+
+
+def test_weights_of_another_model_are_refused_by_name():
+    models = frozen_models(**{"sshn-s0": {"foreign": np.zeros(3, np.float32)}})
+    chunk = Chunk("c", "val", ("sshn-s0",), ({"phi": 0.25},))
+    with pytest.raises(InputError, match=r"sshn-s0: tensor '.*': expected shape .*another model"):
+        next(models.evaluate(chunk))
