@@ -112,7 +112,8 @@ class TrainSpec(Section):
     batch_size: Count = 16
     learning_rate: LearningRate | Annotated[tuple[LearningRate, ...], Field(min_length=1)] = 3e-3
     betas: tuple[Momentum, Momentum] = (0.9, 0.99)
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "trapezoid", "constant"] = "cosine"
+    warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     prior: dict[str, Range] = {"phi": (0.0, 0.5)}
     dice_share: Fraction = 0.5
     seeds: Annotated[tuple[Whole, ...], Field(min_length=1)] = (0,)

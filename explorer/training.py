@@ -143,6 +143,7 @@ def train_config(spec: ExplorationSpec, trainable: Trainable, trial: Trial) -> T
         learning_rate=trial.learning_rate,
         betas=section.betas,
         schedule=section.schedule,
+        warmup_share=section.warmup_share,
         prior={name: ends for name, ends in section.prior.items() if name in names},
         seed=trial.seed,
         precision=section.precision,

@@ -53,7 +53,8 @@ class TrainConfig:
         batch_size: images per step, over all workers together; an incomplete batch is left out.
         learning_rate: of Adam, at the start.
         betas: of Adam.
-        schedule: `cosine` to zero over all epochs, or `constant`.
+        schedule: of the learning rate: `cosine` to zero over all epochs; `trapezoid`, constant
+            and then falling linearly to zero over the last 30 %; or `constant`.
         warmup_share: part of the steps over which the learning rate rises linearly; below 1.
         prior: range of each conditioning parameter, drawn uniformly once per step.
         seed: of the initial weights, the batches, the augmentation and the draws.
@@ -70,7 +71,7 @@ class TrainConfig:
     batch_size: int = 16
     learning_rate: float = 3e-3
     betas: tuple[float, float] = (0.9, 0.99)
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "trapezoid", "constant"] = "cosine"
     warmup_share: float = 0.0
     prior: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     seed: int = 0
@@ -85,6 +86,8 @@ class TrainConfig:
 
 class Trainable(Protocol):
     """A model family that can be trained and asked; it knows nothing of where or why.
+
+    Its repr names everything that decides its result: a checkpoint belongs to one repr.
 
     Attributes:
         method: its name in `TRAINABLES`.

@@ -122,6 +122,9 @@ class ScaleSpaceSegmentation:
                 f"{len(model.decoder_widths)}; got {model.num_factors}"
             )
 
+    def __repr__(self) -> str:
+        return f"ScaleSpaceSegmentation({self.method!r}, {self.model!r}, {self.settled!r})"
+
     def _primary(self) -> UNet:
         return UNet(
             in_channels=self.model.in_channels,

@@ -30,6 +30,10 @@ from trainables.base import Arrays, Precision, Trainable, TrainConfig, TrainCont
 
 NUM_VALIDATION_SETTINGS = 5
 EVALUATION_BATCH_SIZE = 64
+FALL_SHARE = 0.3
+STATE_KEYS = frozenset(
+    {"epoch", "best_epoch", "best_metric", "history", "train_s", "wall_s", "training"}
+)
 
 
 @dataclass(frozen=True)
@@ -202,6 +206,8 @@ class _Training:
             return (step + 1) / (num_warmup + 1)
         if self.config.schedule == "constant":
             return 1.0
+        if self.config.schedule == "trapezoid":
+            return min(1.0, (num_steps - step) / (FALL_SHARE * num_steps))
         return 0.5 * (1 + math.cos(math.pi * (step - num_warmup) / (num_steps - num_warmup)))
 
     def _validate(self, train_loss: float) -> None:
@@ -247,13 +253,21 @@ class _Training:
         return self._sum_over_workers(values) / self.context.world_size
 
     def _fingerprint(self) -> str:
-        return json.dumps([self.trainable.method, asdict(self.config)], sort_keys=True)
+        return json.dumps([repr(self.trainable), asdict(self.config)], sort_keys=True)
 
     def _save(self) -> Path | None:
         """Write everything that a resumed training needs; rank 0 does."""
         if self.context.rank:
             return None
         folder = Path(tempfile.mkdtemp(prefix="checkpoint_"))
+        try:
+            self._write(folder)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise RunError(f"{folder}: the checkpoint could not be written: {error}") from error
+        return folder
+
+    def _write(self, folder: Path) -> None:
         optimizer = {
             f"{index}.{name}": value
             for index, state in self.optimizer.state_dict()["state"].items()
@@ -272,14 +286,13 @@ class _Training:
             "training": self._fingerprint(),
         }
         (folder / "state.json").write_text(json.dumps(state))
-        return folder
 
     def _restore(self) -> None:
         folder = self.context.checkpoint_dir()
         if folder is None:
             return
         state = read_state(folder)
-        if state["training"] != self._fingerprint():
+        if not state.keys() >= STATE_KEYS or state["training"] != self._fingerprint():
             raise InputError(
                 f"{folder}: this checkpoint belongs to a training with other settings; "
                 f"remove it or restore the settings"
