@@ -88,7 +88,7 @@ class ModelSpec(Section):
     num_factors: Annotated[Whole, Field(ge=1, le=7)] = 1
     rounding: Literal["round", "ceil"] = "round"
     encoding: Literal["complement", "plain", "fourier"] = "complement"
-    hidden_sizes: Widths = (10, 32)
+    hidden_sizes: Widths = (10, 16)
     initialisation: Literal["residual", "kaiming", "kaiming_fan_out", "variance"] = "residual"
 
     @model_validator(mode="after")

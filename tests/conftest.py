@@ -112,10 +112,13 @@ class Command:
 
     path = Path(sys.executable).with_name("explorer")
 
+    def __init__(self) -> None:
+        self.started: list[subprocess.Popen[str]] = []
+
     def start(self, *arguments: Any, **environment: str) -> subprocess.Popen[str]:
         """Start it as the leader of a session of its own, which `kill` ends as a whole."""
         env = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "COLUMNS")}
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [str(self.path), *map(str, arguments)],
             env=env | environment,
             stdin=subprocess.DEVNULL,
@@ -124,6 +127,8 @@ class Command:
             text=True,
             start_new_session=True,
         )
+        self.started.append(process)
+        return process
 
     def finish(self, process: subprocess.Popen[str], timeout_s: float = 600) -> Ended:
         """Wait for it; nothing of it is left behind."""
@@ -138,6 +143,8 @@ class Command:
 
     def kill(self, process: subprocess.Popen[str]) -> None:
         """Kill the process and whatever it started, at once, and wait until all are gone."""
+        if process not in self.started:
+            return  # gone already; its number may be another's by now
         deadline = time.monotonic() + 30
         while members := _session_members(process.pid):
             assert time.monotonic() < deadline, f"still there: {members}"
@@ -149,6 +156,10 @@ class Command:
             process.poll()
             time.sleep(0.05)
         process.wait()
+        for pipe in (process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()
+        self.started.remove(process)
 
 
 def _session_members(session: int) -> list[int]:
@@ -182,8 +193,11 @@ def rows_of(folder: Path) -> dict[tuple[str, ...], dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def explorer() -> Command:
-    return Command()
+def explorer() -> Iterator[Command]:
+    command = Command()
+    yield command
+    for process in [*command.started]:
+        command.kill(process)
 
 
 @pytest.fixture(scope="session")

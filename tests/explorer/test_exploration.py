@@ -1,0 +1,238 @@
+"""The object that users hold: found again, asked, and told what became of it."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from explorer import Bound, open_exploration, resume, run
+from explorer.exploration import Exploration, exploration_ids
+from explorer.progress import ProgressReport
+from explorer.session import Session
+from explorer.specs import load_spec
+from explorer.store import measurements_store, set_state
+from search_spaces.errors import InputError, RunError
+from search_spaces.problem import Objective
+
+# Carried out for real, once for all
+
+
+@pytest.fixture
+def exploration(finished):
+    return open_exploration(finished.id, finished.runs_dir)
+
+
+@pytest.mark.ray
+def test_exploration_is_found_in_the_default_runs_dir(finished, monkeypatch):
+    monkeypatch.setenv("EXPLORER_RUNS_DIR", str(finished.runs_dir))
+    exploration = open_exploration("tiny-1")
+    assert repr(exploration) == f"Exploration('tiny-1', finished, {finished.folder})"
+    assert exploration.spec.name == "tiny"
+    assert [objective.name for objective in exploration.objectives] == ["dice", "macs"]
+
+
+@pytest.mark.ray
+def test_table_holds_every_row_once(exploration):
+    table = exploration.table()
+    keys = set(zip(table["trial_id"], table["split"], table["setting_id"], strict=True))
+    assert len(keys) == len(table["split"]) == exploration.state["num_measurements"] == 14
+    phis = table["conditioning/phi"][(table["method"] == "sshn") & (table["split"] == "test")]
+    np.testing.assert_array_equal(np.sort(phis), [0, 0.125, 0.25, 0.375, 0.5])
+    assert set(table["num_samples"].tolist()) == {6, 8}
+
+
+@pytest.mark.ray
+def test_verbs_agree_with_the_table(exploration):
+    table = exploration.table()
+    rows = (table["method"] == "sshn") & (table["split"] == "val")
+    answer = exploration.query([Bound("macs", "max", 1e9)])
+    assert answer.point.metrics["dice"] == table["metric/dice"][rows].max()
+    cheapest = exploration.query([], objective=Objective("macs", "minimize"))
+    assert cheapest.point.conditioning == {"phi": 0.0}
+    assert len(exploration.points()) == 5
+    assert len(exploration.points(method="fixed", split="test")) == 2
+    assert exploration.frontier()[-1] == answer.point
+    assert not exploration.query([Bound("macs", "max", 1.0)]).feasible
+    with pytest.raises(InputError, match="film"):
+        exploration.query([], method="film")
+
+
+@pytest.mark.ray
+def test_trials_say_how_they_ended(exploration):
+    trials = {row["trial_id"]: row for row in exploration.trials()}
+    assert set(trials) == {"sshn-s0", "fixed-phi0.125-s0", "fixed-phi0.4-s0"}
+    assert trials["fixed-phi0.4-s0"]["settled"] == {"phi": 0.4}
+    assert all(row["status"] == "ok" and row["train_s"] > 0 for row in trials.values())
+
+
+@pytest.mark.ray
+def test_comparison_counts_the_grid_as_two_trainings(exploration):
+    comparison = exploration.compare(ranges={"phi": (0.1, 0.2)})
+    assert comparison["methods"]["fixed"]["num_trainings"] == 2
+    assert [row["num_settings"] for row in comparison["paired_on_test"]] == [1]
+
+
+@pytest.mark.ray
+def test_summary_is_what_run_printed(exploration, finished):
+    assert exploration.summary() == json.loads(finished.ended.stdout)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("state.json", "{", r"state\.json is damaged"),
+        ("spec.yaml", None, r"spec\.yaml: expected the exploration's spec; restore it"),
+        ("spec.yaml", "name: [", r"spec\.yaml: expected the exploration's spec; restore it"),
+        ("spec.yaml", "name: tiny\nepochs: 3", r"spec\.yaml: epochs: unknown key"),
+        ("measurements/manifest.json", None, r"manifest\.json is missing, but its parts are"),
+        ("measurements/manifest.json", "[", r"manifest\.json is damaged"),
+    ],
+)
+def test_damaged_file_is_named(finished, tmp_path, file, text, message):
+    shutil.copytree(finished.folder, tmp_path / "tiny-1")
+    path = tmp_path / "tiny-1" / file
+    if text is None:
+        path.unlink()
+    else:
+        path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        open_exploration("tiny-1", tmp_path).query([])
+
+
+# Carried out in name only
+
+
+@pytest.fixture
+def carried_out(monkeypatch):
+    """Sessions that end at once, as the returned list says: None, or an error to raise."""
+    ends = []
+
+    def carry_out(session):
+        end = ends.pop(0) if ends else None
+        if end is not None:
+            raise end
+        set_state(session.folder, status="finished")
+
+    monkeypatch.setattr(Session, "carry_out", carry_out)
+    return ends
+
+
+def tiny(*changes):
+    size = ["dataset.size=[16,16]", "dataset.options={num_images: 20}", "tracking=false"]
+    return load_spec("demo", [*size, *changes])
+
+
+def test_ids_count_up_and_a_finished_spec_starts_anew(carried_out, tmp_path):
+    assert exploration_ids(tmp_path / "runs") == []
+    ids = [run(tiny(), runs_dir=tmp_path / "runs").id for _ in range(3)]
+    assert ids == exploration_ids(tmp_path / "runs") == ["demo-1", "demo-2", "demo-3"]
+    assert run(tiny("name=other"), runs_dir=tmp_path / "runs").id == "other-1"
+
+
+def test_failed_run_keeps_its_reason_and_is_resumed(carried_out, tmp_path):
+    carried_out.append(RunError("disk full"))
+    with pytest.raises(RunError, match="disk full"):
+        run(tiny(), runs_dir=tmp_path)
+    state = open_exploration("demo-1", tmp_path).state
+    assert (state["status"], state["error"]) == ("failed", "disk full")
+    with pytest.raises(
+        InputError, match=r"demo-1 has the same spec and is failed: .*resume demo-1"
+    ):
+        run(tiny(), runs_dir=tmp_path)
+    assert run(tiny("train.epochs=31"), runs_dir=tmp_path).id == "demo-2"
+    assert run(tiny(), runs_dir=tmp_path, new=True).id == "demo-3"
+    state = resume("demo-1", runs_dir=tmp_path).state
+    assert (state["status"], "error" in state) == ("finished", False)
+
+
+def test_interruption_is_told_and_passed_on(carried_out, tmp_path, capsys):
+    carried_out.append(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny(), runs_dir=tmp_path, progress=ProgressReport())
+    assert "carry it on with explorer resume demo-1" in capsys.readouterr().err
+    assert open_exploration("demo-1", tmp_path).state["status"] == "interrupted"
+
+
+def test_damaged_neighbour_keeps_nobody_from_running(carried_out, tmp_path):
+    first = run(tiny(), runs_dir=tmp_path)
+    (first.folder / "state.json").write_text("{")
+    assert run(tiny(), runs_dir=tmp_path).id == "demo-2"
+
+
+def test_resume_refuses_changed_data_and_a_changed_spec(carried_out, tmp_path):
+    exploration = run(tiny(), runs_dir=tmp_path)
+    set_state(exploration.folder, data_digest="0" * 64)
+    with pytest.raises(InputError, match=r"demo-1: the data set 'synthetic' changed .*digest 0000"):
+        resume("demo-1", runs_dir=tmp_path)
+    path = exploration.folder / "spec.yaml"
+    path.write_text(path.read_text().replace("epochs: 30", "epochs: 40"))
+    with pytest.raises(InputError, match=r"spec\.yaml changed since the exploration began"):
+        resume("demo-1", runs_dir=tmp_path)
+
+
+def test_exploration_without_rows_says_how_to_go_on(carried_out, tmp_path):
+    exploration = run(tiny(), runs_dir=tmp_path)
+    with pytest.raises(InputError, match=r"no measurements yet .*explorer resume demo-1 carries"):
+        exploration.table()
+    assert exploration.summary()["frontier"] == []
+
+
+def test_rows_name_the_code_that_measured_them(carried_out, tmp_path, monkeypatch):
+    exploration = run(tiny(), runs_dir=tmp_path)
+    monkeypatch.setattr("explorer.session.code_version", lambda: "9.9+new")
+    seen = []
+    monkeypatch.setattr(Session, "carry_out", lambda session: seen.append(session.code_version))
+    resume("demo-1", runs_dir=tmp_path)
+    assert seen == ["9.9+new"]
+    assert exploration.state["code_version"] != "9.9+new"
+
+
+@pytest.mark.parametrize("name", ["../x", "", ".", "a b", "-1"])
+def test_what_is_no_id_is_refused(tmp_path, name):
+    with pytest.raises(InputError, match="expected an exploration id such as demo-1"):
+        open_exploration(name, tmp_path)
+
+
+def test_unknown_id_lists_the_known_ones(carried_out, tmp_path):
+    with pytest.raises(InputError, match=r"no exploration 'demo-1' in .*; there are: none"):
+        open_exploration("demo-1", tmp_path)
+    run(tiny(), runs_dir=tmp_path)
+    with pytest.raises(InputError, match=r"no exploration 'demo-7' in .*; there are: demo-1"):
+        open_exploration("demo-7", tmp_path)
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_runs_dir_that_is_no_folder_is_refused(carried_out, tmp_path, place):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"--runs-dir .*file"):
+        run(tiny(), runs_dir=tmp_path / place)
+
+
+def test_bad_data_options_are_named(tmp_path):
+    with pytest.raises(InputError, match=r"dataset\.options of synthetic: .*'images'"):
+        run(tiny("dataset.options={images: 3}"), runs_dir=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+# The rows of a test chunk count when the values of its images are there too
+
+
+@pytest.mark.ray
+def test_test_row_without_the_values_of_its_images_is_measured_again(finished, tmp_path):
+    shutil.copytree(finished.folder, tmp_path / "tiny-1")
+    exploration = Exploration(tmp_path / "tiny-1")
+    (exploration.folder / "samples" / "part-test-sshn-00000.parquet").unlink()
+    from explorer.session import load_data
+
+    session = Session(
+        exploration.folder,
+        exploration.spec,
+        exploration.objectives,
+        load_data(exploration.spec),
+        ProgressReport(quiet=True),
+    )
+    session._read_recorded()
+    assert len(session.recorded) == 14 - 2
+    assert measurements_store(exploration.folder).load().num_rows == 14
