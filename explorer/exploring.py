@@ -297,8 +297,8 @@ def _explore_with_tune(
                 failure_config=tune.FailureConfig(max_failures=2),
             ),
         )
-        # Tune says that it will stop at the searcher's end; that is the plan
-        logging.getLogger("ray.tune").setLevel(logging.ERROR)
+        # Tune says that it will stop at the searcher's end, which is the plan; errors are raised
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         results = tuner.fit()
     for result in map(results.__getitem__, range(len(results))):
         if result.error is not None:

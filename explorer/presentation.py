@@ -14,6 +14,7 @@ from explorer.queries import Answer, Bound, Point
 from search_spaces.problem import Objective
 
 MAX_ROWS = 12
+MIN_WIDTH = 120  # of tables that go into a file or a pipe
 
 
 def show_result(exploration: Exploration) -> None:
@@ -73,8 +74,8 @@ def show_comparison(comparison: Mapping[str, Any]) -> None:
         "trainings",
         "settings",
         "training s",
-        f"x {main}",
-        f"x {main}, evaluated",
+        f"/ {main}",
+        "with evaluation",
         f"best {quality}",
         "on test",
         cost,
@@ -150,7 +151,10 @@ def show_table(rows: Sequence[Mapping[str, Any]], *, empty: str) -> None:
 
 
 def _console() -> Console:
-    return Console(highlight=False, markup=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = max(console.width, MIN_WIDTH)
+    return console
 
 
 def _point(point: Point) -> str:

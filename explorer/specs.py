@@ -113,7 +113,7 @@ class TrainSpec(Section):
     learning_rate: LearningRate | Annotated[tuple[LearningRate, ...], Field(min_length=1)] = 3e-3
     betas: tuple[Momentum, Momentum] = (0.9, 0.99)
     schedule: Literal["cosine", "trapezoid", "constant"] = "cosine"
-    warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    warmup_share: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     prior: dict[str, Range] = {"phi": (0.0, 0.5)}
     dice_share: Fraction = 0.5
     seeds: Annotated[tuple[Whole, ...], Field(min_length=1)] = (0,)
