@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -62,7 +63,8 @@ def load_data(spec: ExplorationSpec) -> ImageDataset:
     """Decode the data set that a spec names.
 
     Raises:
-        InputError: missing or damaged data, or options that the data set does not have.
+        InputError: missing or damaged data, options that the data set does not have, or fewer
+            images than the spec needs.
     """
     source = dataset_source(spec)
     if source.needs_root and spec.dataset.root is None:
@@ -72,11 +74,18 @@ def load_data(spec: ExplorationSpec) -> ImageDataset:
         )
     size = spec.dataset.size or source.size
     try:
-        return source.load(spec.dataset.root, size=size, **spec.dataset.options)
+        dataset = source.load(spec.dataset.root, size=size, **spec.dataset.options)
     except TypeError as error:
         if "keyword argument" not in str(error):
             raise
         raise InputError(f"dataset.options of {source.name}: {error}") from None
+    num_images = len(split_indices(dataset, seed=spec.dataset.split_seed)["train"])
+    if num_images < spec.train.batch_size:
+        raise InputError(
+            f"train.batch_size: expected at most the number of training images, {num_images}; "
+            f"got {spec.train.batch_size}"
+        )
+    return dataset
 
 
 def code_version() -> str:
@@ -102,29 +111,46 @@ def check_spec(spec: ExplorationSpec) -> tuple[Objective, ...]:
     sections = {"train.prior": spec.train.prior, "explore.space": spec.explore.space or {}}
     for section, ranges in sections.items():
         try:
-            space.narrowed({name: ends for name, ends in ranges.items() if ends[0] < ends[1]})
             for name, ends in ranges.items():
-                space[name].validate(ends[0])
+                for end in ends:
+                    space[name].validate(end)
         except InputError as error:
             raise InputError(f"{section}: {error}") from None
+    if any(low == high for low, high in _explored_ranges(spec).values()):
+        raise InputError("explore.space: needed, since a range of train.prior has no width")
     if spec.explore.sampler not in SAMPLERS:
         raise unknown_name("explore.sampler", spec.explore.sampler, SAMPLERS)
     require_resources(spec)
+    _check_trials(spec)
+    objectives = _objectives(spec, trainable.problem)
+    for method in [spec.method, *(b.method for b in spec.baselines if not b.grid)]:
+        sampler_of(spec, method, objectives).ask(1)
+    return objectives
+
+
+def _check_trials(spec: ExplorationSpec) -> None:
     for baseline in spec.baselines:
         if (baseline.method == "fixed") != bool(baseline.grid):
             expected = "needs" if baseline.method == "fixed" else "is amortised and takes no"
             raise InputError(f"baselines: {baseline.method} {expected} grid, got {baseline.grid}")
-    rates = dict.fromkeys([spec.method, *(b.method for b in spec.baselines)], (1.0,))
-    for trial in trials_of(spec, seeds=spec.train.seeds[:1], rates=rates):
+    methods = [spec.method, *(baseline.method for baseline in spec.baselines)]
+    rates = dict.fromkeys(methods, spec.train.learning_rates)
+    trials = trials_of(spec, seeds=spec.train.seeds, rates=rates)
+    for trial in trials:
         try:
             build_trainable(spec, trial.method, trial.settled)
         except InputError as error:
             raise InputError(f"baselines: {trial.method}: {error}") from None
-    objectives = _objectives(spec, trainable.problem)
-    for method in rates:
-        if method != "fixed":
-            sampler_of(spec, method, objectives).ask(1)
-    return objectives
+    repeated = [name for name, n in Counter(t.trial_id for t in trials).items() if n > 1]
+    if repeated:
+        raise InputError(
+            f"baselines and train.learning_rate: values must differ in their first six digits, "
+            f"got {repeated[0]} twice"
+        )
+
+
+def _explored_ranges(spec: ExplorationSpec) -> dict[str, tuple[float, float]]:
+    return {**spec.train.prior, **(spec.explore.space or {})}
 
 
 def _objectives(spec: ExplorationSpec, problem: Problem) -> tuple[Objective, ...]:
@@ -171,7 +197,7 @@ def sampler_of(
         return all(bound.violation(costs[bound.name]) <= 0 for bound in on_costs)
 
     task = SamplingTask(
-        space=problem.space.conditioning.narrowed(section.space or spec.train.prior),
+        space=problem.space.conditioning.narrowed(_explored_ranges(spec)),
         objectives=objectives,
         num_points=section.num_points,
         seed=section.seed,

@@ -57,6 +57,9 @@ Momentum = Annotated[Number, Field(ge=0, lt=1)]
 LearningRate = Annotated[Number, Field(gt=0, le=1)]
 Width = Annotated[Whole, Field(ge=1, le=4096)]
 Widths = tuple[Width, ...]
+Size = Annotated[
+    tuple[Annotated[Whole, Field(ge=8, le=4096)], ...], Field(min_length=2, max_length=3)
+]
 
 
 class Section(BaseModel):
@@ -70,7 +73,7 @@ class DatasetSpec(Section):
 
     name: str = "synthetic"
     root: str | None = None
-    size: tuple[Annotated[Whole, Field(ge=8, le=4096)], ...] | None = None
+    size: Size | None = None
     split_seed: Whole = 0
     options: dict[str, Annotated[int | float | str, BeforeValidator(_no_boolean)]] = {}
 
@@ -83,8 +86,8 @@ class ModelSpec(Section):
 
     width: Width = 16
     stages: Annotated[Whole, Field(ge=2, le=8)] = 5
-    encoder_widths: Widths | None = None
-    decoder_widths: Widths | None = None
+    encoder_widths: Annotated[Widths, Field(min_length=2)] | None = None
+    decoder_widths: Annotated[Widths, Field(min_length=1)] | None = None
     num_factors: Annotated[Whole, Field(ge=1, le=7)] = 1
     rounding: Literal["round", "ceil"] = "round"
     encoding: Literal["complement", "plain", "fourier"] = "complement"

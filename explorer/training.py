@@ -40,7 +40,7 @@ from trainables.methods import TRAINABLES
 from trainables.scale_space import SegmentationModel
 from trainables.train_loop import PlainContext, TrainResult, read_tensors, train
 
-QUIET = {
+ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -49,6 +49,9 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Ctrl-C is to interrupt; Tune would return as if its trials had ended
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # glibc otherwise returns large arrays to the system after every step and faults them in again
+    "MALLOC_MMAP_THRESHOLD_": "2000000000",
+    "MALLOC_TRIM_THRESHOLD_": "2000000000",
 }
 
 
@@ -111,7 +114,11 @@ def build_trainable(
         raise unknown_name("method", method, TRAINABLES)
     source, model = dataset_source(spec), spec.model
     labels = source.labels_of(spec.dataset.options) if source.labels_of else source.labels
-    channels = int(spec.dataset.options.get("channels", source.channels))
+    channels = spec.dataset.options.get("channels", source.channels)
+    if not isinstance(channels, int) or channels < 1:
+        raise InputError(
+            f"dataset.options.channels: expected a whole number of at least 1, got {channels!r}"
+        )
     stages, prior = model.stages, spec.train.prior
     factors = rescaling_space(num_factors=model.num_factors).names
     return TRAINABLES[method](
@@ -541,7 +548,7 @@ def ray_session() -> Iterator[None]:
     Raises:
         RunError: the cluster cannot be reached.
     """
-    for name, value in QUIET.items():
+    for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if ray.is_initialized():
         yield

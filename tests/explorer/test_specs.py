@@ -5,7 +5,7 @@ import re
 import pytest
 import yaml
 
-from explorer.session import check_spec
+from explorer.session import check_spec, load_data, sampler_of
 from explorer.specs import (
     MAX_ALIASES,
     MAX_SPEC_BYTES,
@@ -206,6 +206,10 @@ def test_unknown_key_is_named_with_its_path_and_the_known_ones(change, path, kno
         ("model.width=0", "model.width: .*greater than or equal to 1"),
         ("model.stages=1", "model.stages: .*greater than or equal to 2"),
         ("dataset.size=[4, 4]", "dataset.size.0: .*greater than or equal to 8"),
+        ("dataset.size=[64]", "dataset.size: .*at least 2 items"),
+        ("dataset.size=[]", "dataset.size: .*at least 2 items"),
+        ("dataset.size=[8, 8, 8, 8]", "dataset.size: .*at most 3 items"),
+        ("model.hidden_sizes=[8, 0]", "model.hidden_sizes.1: .*greater than or equal to 1"),
         ("explore.num_points=2000000", "explore.num_points: .*less than or equal to 1000000"),
         ("max_failures=-1", "max_failures: .*greater than or equal to 0"),
         # wrong words
@@ -323,6 +327,11 @@ def test_folder_is_no_spec(tmp_path):
         ("explore.objectives={macs: minimize, dice: maximize}", "the first must be a metric"),
         ("explore.constraints={min: {dize: 0.9}}", r"unknown explore\.constraints\.min 'dize'"),
         ("explore.constraints={max: {macs: 1}}", "relax the bounds on known costs"),
+        ("baselines=[{method: fixed, grid: {phi: [0.1, 0.1]}}]", "got fixed-phi0.1-s0 twice"),
+        ("baselines=[{method: fixed, grid: {phi: [0.3, 0.30000001]}}]", "first six digits"),
+        ("train.learning_rate=[0.01, 0.01]", "got sshn-lr0.01-s0 twice"),
+        ("train.prior={phi: [0.2, 0.2]}", r"explore\.space: needed, since a range of train\.prior"),
+        ("dataset.options={channels: abc}", r"dataset\.options\.channels: expected a whole"),
         ("train.num_threads=4096", "4096 processors each do not fit on this machine"),
         ("train.gpus_per_worker=99", "99 GPUs each do not fit on this machine"),
     ],
@@ -330,6 +339,37 @@ def test_folder_is_no_spec(tmp_path):
 def test_check_finds_it_before_anything_starts(change, message):
     with pytest.raises(InputError, match=message):
         check_spec(load_spec("demo", [change]))
+
+
+def test_one_layer_is_no_network():
+    changes = ["model.encoder_widths=[4]", "model.decoder_widths=[]"]
+    assert "model.encoder_widths: " in refusal(*changes)
+
+
+def test_explored_ranges_are_the_priors_unless_narrowed():
+    changes = ["model.num_factors=4", "baselines=[]", "explore.num_points=2"]
+    prior = "{phi_0: [0, 0.5], phi_1: [0.1, 0.2], phi_2: [0, 1], phi_3: [0, 1]}"
+    spec = load_spec(
+        "demo", [*changes, f"train.prior={prior}", "explore.space={phi_2: [0.3, 0.4]}"]
+    )
+    corners = sampler_of(spec, "sshn", check_spec(spec)).ask(16)
+    assert corners[0] == {"phi_0": 0.0, "phi_1": 0.1, "phi_2": 0.3, "phi_3": 0.0}
+    assert corners[-1] == {"phi_0": 0.5, "phi_1": 0.2, "phi_2": 0.4, "phi_3": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("dataset.options={images: 3}", r"dataset\.options of synthetic: .*'images'"),
+        ("dataset.options={num_images: 0}", "num_images must be a whole number"),
+        ("dataset.options={num_images: 2}", "split '.*' would be empty"),
+        ("train.batch_size=1000", "train.batch_size: expected at most the number .* 160; got 1000"),
+        ("dataset.name=wbc", r"dataset\.root: wbc needs the folder of its files"),
+    ],
+)
+def test_data_are_checked_before_anything_starts(change, message):
+    with pytest.raises(InputError, match=message):
+        load_data(load_spec("demo", ["dataset.size=[16,16]", change]))
 
 
 def test_a_grid_method_cannot_be_explored():
