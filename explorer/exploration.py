@@ -195,6 +195,16 @@ def _began(folder: Path) -> float:
     return spec.stat().st_mtime if spec.exists() else 0.0
 
 
+def _local(runs_dir: str | Path | None) -> Path:
+    """The runs directory as a path on a disk."""
+    if re.match(r"[a-z0-9]+:/", str(runs_dir or os.environ.get("EXPLORER_RUNS_DIR") or "")):
+        raise InputError(
+            f"--runs-dir {runs_dir or os.environ['EXPLORER_RUNS_DIR']}: expected a folder on a "
+            f"disk or a mounted share; object stores hold tables, but not yet whole explorations"
+        )
+    return Path(runs_dir or default_runs_dir())
+
+
 def open_exploration(exploration_id: str, runs_dir: str | Path | None = None) -> Exploration:
     """An exploration by its id.
 
@@ -203,7 +213,7 @@ def open_exploration(exploration_id: str, runs_dir: str | Path | None = None) ->
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", exploration_id):
         raise InputError(f"expected an exploration id such as demo-1, got {exploration_id!r}")
-    return Exploration(Path(runs_dir or default_runs_dir()) / exploration_id)
+    return Exploration(_local(runs_dir) / exploration_id)
 
 
 def run(
@@ -227,7 +237,7 @@ def run(
     """
     from explorer.session import check_spec, code_version, load_data
 
-    runs = Path(runs_dir or default_runs_dir())
+    runs = _local(runs_dir)
     objectives = check_spec(spec)
     if not new:
         _refuse_unfinished(spec, runs)

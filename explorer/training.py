@@ -430,12 +430,13 @@ class TuneContext(PlainContext):
 
 
 class WorkerContext:
-    """One of the workers of a Ray Train run."""
+    """One of the workers of a Ray Train run; `scratch_dir` is the caller's to remove."""
 
-    def __init__(self) -> None:
+    def __init__(self, scratch_dir: Path) -> None:
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.device = str(ray.train.torch.get_device())
+        self.scratch_dir = scratch_dir
 
     def report(self, metrics: dict[str, Any], checkpoint_dir: Path | None) -> None:
         if checkpoint_dir is None:
@@ -448,8 +449,7 @@ class WorkerContext:
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None:
             return None
-        folder = tempfile.mkdtemp(prefix="resumed_")
-        return Path(checkpoint.to_directory(folder))
+        return Path(checkpoint.to_directory(str(self.scratch_dir / "resumed")))
 
     def prepare(self, module: nn.Module) -> nn.Module:
         prepared: nn.Module = ray.train.torch.prepare_model(module)
@@ -497,8 +497,9 @@ def _train_worker(config: dict[str, Any]) -> None:
     """Train one trial as a Ray Train worker; the first one leaves the record and the weights."""
     spec = ExplorationSpec.model_validate(config["spec_data"])
     trial = Trial(**config["trial"])
-    context = WorkerContext()
-    result = train_trial(spec, trial, ray.get(config["data"][0]), context)
+    with tempfile.TemporaryDirectory(prefix="worker_") as scratch_dir:
+        context = WorkerContext(Path(scratch_dir))
+        result = train_trial(spec, trial, ray.get(config["data"][0]), context)
     if context.rank == 0:
         keep_record(trial, result, Path(config["folder"]) / trial.trial_id)
 

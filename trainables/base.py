@@ -133,11 +133,14 @@ class TrainContext(Protocol):
         rank: of this worker, from 0.
         world_size: number of workers.
         device: torch device string.
+        scratch_dir: an existing folder where checkpoints are written before they are reported;
+            on the file system where they are kept, if that is a disk.
     """
 
     rank: int
     world_size: int
     device: str
+    scratch_dir: Path
 
     def report(self, metrics: dict[str, Any], checkpoint_dir: Path | None) -> None:
         """Tell progress; takes over the checkpoint folder, if there is one."""

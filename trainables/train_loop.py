@@ -31,6 +31,7 @@ from trainables.base import Arrays, Precision, Trainable, TrainConfig, TrainCont
 NUM_VALIDATION_SETTINGS = 5
 EVALUATION_BATCH_SIZE = 64
 FALL_SHARE = 0.3
+UNREPORTED = "unreported_"
 STATE_KEYS = frozenset(
     {"epoch", "best_epoch", "best_metric", "history", "train_s", "wall_s", "training"}
 )
@@ -259,7 +260,7 @@ class _Training:
         """Write everything that a resumed training needs; rank 0 does."""
         if self.context.rank:
             return None
-        folder = Path(tempfile.mkdtemp(prefix="checkpoint_"))
+        folder = Path(tempfile.mkdtemp(prefix=UNREPORTED, dir=self.context.scratch_dir))
         try:
             self._write(folder)
         except (OSError, SafetensorError) as error:
@@ -322,7 +323,10 @@ class PlainContext:
     world_size = 1
 
     def __init__(self, folder: Path, *, device: str | None = None) -> None:
-        self.folder = folder
+        self.folder = self.scratch_dir = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob(f"{UNREPORTED}*"):  # of a process that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
 
     def report(self, metrics: dict[str, Any], checkpoint_dir: Path | None) -> None:

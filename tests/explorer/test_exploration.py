@@ -120,7 +120,7 @@ def carried_out(monkeypatch):
 
 
 def tiny(*changes):
-    size = ["dataset.size=[16,16]", "dataset.options={num_images: 20}", "tracking=false"]
+    size = ["dataset.size=[16,16]", "dataset.options={num_images: 40}", "tracking=false"]
     return load_spec("demo", [*size, *changes])
 
 

@@ -16,11 +16,11 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -338,6 +338,15 @@ def _norm(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
     return length
 
 
+def _labels_of_options(options: Mapping[str, Any]) -> tuple[str, ...]:
+    num_labels = options.get("num_labels", NUM_LABELS)
+    if not isinstance(num_labels, int) or num_labels < 1:
+        raise InputError(
+            f"dataset.options.num_labels must be a whole number of at least 1, got {num_labels!r}"
+        )
+    return labels_of(num_labels)
+
+
 SOURCE = DatasetSource(
     name="synthetic",
     summary="invented body sections, generated on the fly; no files, no licence needed",
@@ -347,5 +356,5 @@ SOURCE = DatasetSource(
     size=SIZE,
     load=load,
     check=check,
-    labels_of=lambda options: labels_of(int(options.get("num_labels", NUM_LABELS))),
+    labels_of=_labels_of_options,
 )
