@@ -167,7 +167,7 @@ def test_resume_refuses_changed_data_and_a_changed_spec(carried_out, tmp_path):
     with pytest.raises(InputError, match=r"demo-1: the data set 'synthetic' changed .*digest 0000"):
         resume("demo-1", runs_dir=tmp_path)
     path = exploration.folder / "spec.yaml"
-    path.write_text(path.read_text().replace("epochs: 30", "epochs: 40"))
+    path.write_text(path.read_text().replace("schedule: cosine", "schedule: constant"))
     with pytest.raises(InputError, match=r"spec\.yaml changed since the exploration began"):
         resume("demo-1", runs_dir=tmp_path)
 
