@@ -117,6 +117,7 @@ class TrainSpec(Section):
     betas: tuple[Momentum, Momentum] = (0.9, 0.99)
     schedule: Literal["cosine", "trapezoid", "constant"] = "cosine"
     warmup_share: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+    max_grad_norm: Annotated[Number, Field(gt=0)] | None = None
     prior: dict[str, Range] = {"phi": (0.0, 0.5)}
     dice_share: Fraction = 0.5
     seeds: Annotated[tuple[Whole, ...], Field(min_length=1)] = (0,)

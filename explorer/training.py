@@ -151,6 +151,7 @@ def train_config(spec: ExplorationSpec, trainable: Trainable, trial: Trial) -> T
         betas=section.betas,
         schedule=section.schedule,
         warmup_share=section.warmup_share,
+        max_grad_norm=section.max_grad_norm,
         prior={name: ends for name, ends in section.prior.items() if name in names},
         seed=trial.seed,
         precision=section.precision,

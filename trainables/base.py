@@ -56,6 +56,8 @@ class TrainConfig:
         schedule: of the learning rate: `cosine` to zero over all epochs; `trapezoid`, constant
             and then falling linearly to zero over the last 30 %; or `constant`.
         warmup_share: part of the steps over which the learning rate rises linearly; below 1.
+        max_grad_norm: the gradient of a step is shortened to this Euclidean norm; None: never.
+            Small factors have the largest losses and gradients: shortened, every draw counts.
         prior: range of each conditioning parameter, drawn uniformly once per step.
         seed: of the initial weights, the batches, the augmentation and the draws.
         precision: `bf16` runs the primary network under bfloat16 autocast.
@@ -73,6 +75,7 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.99)
     schedule: Literal["cosine", "trapezoid", "constant"] = "cosine"
     warmup_share: float = 0.0
+    max_grad_norm: float | None = None
     prior: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     seed: int = 0
     precision: Precision = "float32"

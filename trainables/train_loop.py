@@ -178,6 +178,8 @@ class _Training:
             weight = len(x) * context.world_size / config.batch_size
             self.optimizer.zero_grad(set_to_none=True)
             (loss * weight).backward()
+            if config.max_grad_norm is not None:
+                nn.utils.clip_grad_norm_(self.bare.parameters(), config.max_grad_norm)
             self.optimizer.step()
             losses.append((loss * weight).detach())
             drawn.append(conditioning)

@@ -378,6 +378,14 @@ def test_one_step_is_adam_with_the_configured_betas(tmp_path):
         torch.testing.assert_close(result.best[name], expected, rtol=1e-5, atol=1e-6)
 
 
+def test_the_gradient_of_a_step_is_shortened_to_max_grad_norm(tmp_path):
+    run(tmp_path, epochs=1, batch_size=12, betas=(0.5, 0.6), max_grad_norm=1e-3)
+    (path,) = tmp_path.rglob("optimizer.safetensors")
+    first_moments = [t for name, t in read_tensors(path).items() if name.endswith(".exp_avg")]
+    norm = torch.cat([moment.flatten() for moment in first_moments]).norm().item()
+    assert norm == pytest.approx((1 - 0.5) * 1e-3, rel=1e-4)
+
+
 def test_bfloat16_training_keeps_its_weights_in_float32(tmp_path, whole):
     result = run(tmp_path, precision="bf16")
     assert {tensor.dtype for tensor in result.best.values()} == {torch.float32}
