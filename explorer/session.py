@@ -403,7 +403,9 @@ class Session:
         )
         set_state(self.folder, tracking="pending" if pending else "delivered")
         if pending:
-            self.progress.say(f"tracking is pending, nothing is lost: {pending}")
+            self.progress.say(
+                f"tracking is pending, explorer resume {self.folder.name} sends it: {pending}"
+            )
 
 
 def _key(row: Measurement) -> Key:
