@@ -53,10 +53,11 @@ from explorer.training import (
     trials_of,
 )
 from search_spaces.errors import InputError, unknown_name
-from search_spaces.problem import Objective, Problem
+from search_spaces.problem import Objective
 from search_spaces.space import Config
-from trainables.base import Arrays
+from trainables.base import Arrays, Trainable
 from trainables.datasets.base import ImageDataset, split_indices
+from trainables.methods import TRAINABLES
 
 
 def load_data(spec: ExplorationSpec) -> ImageDataset:
@@ -106,8 +107,10 @@ def check_spec(spec: ExplorationSpec) -> tuple[Objective, ...]:
     """
     trainable = build_trainable(spec)
     space = trainable.problem.space.conditioning
-    if spec.method == "fixed":
-        raise InputError("method: fixed has nothing to explore; use it as a baseline with a grid")
+    if not TRAINABLES[spec.method].is_amortised:
+        raise InputError(
+            f"method: {spec.method} has nothing to explore; use it as a baseline with a grid"
+        )
     sections = {"train.prior": spec.train.prior, "explore.space": spec.explore.space or {}}
     for section, ranges in sections.items():
         try:
@@ -122,7 +125,7 @@ def check_spec(spec: ExplorationSpec) -> tuple[Objective, ...]:
         raise unknown_name("explore.sampler", spec.explore.sampler, SAMPLERS)
     require_resources(spec)
     _check_trials(spec)
-    objectives = _objectives(spec, trainable.problem)
+    objectives = _objectives(spec, trainable)
     for method in [spec.method, *(b.method for b in spec.baselines if not b.grid)]:
         sampler_of(spec, method, objectives).ask(1)
     return objectives
@@ -130,8 +133,11 @@ def check_spec(spec: ExplorationSpec) -> tuple[Objective, ...]:
 
 def _check_trials(spec: ExplorationSpec) -> None:
     for baseline in spec.baselines:
-        if (baseline.method == "fixed") != bool(baseline.grid):
-            expected = "needs" if baseline.method == "fixed" else "is amortised and takes no"
+        if baseline.method not in TRAINABLES:
+            raise unknown_name("method", baseline.method, TRAINABLES)
+        is_amortised = TRAINABLES[baseline.method].is_amortised
+        if is_amortised == bool(baseline.grid):
+            expected = "is amortised and takes no" if is_amortised else "needs"
             raise InputError(f"baselines: {baseline.method} {expected} grid, got {baseline.grid}")
     methods = [spec.method, *(baseline.method for baseline in spec.baselines)]
     rates = dict.fromkeys(methods, spec.train.learning_rates)
@@ -153,23 +159,22 @@ def _explored_ranges(spec: ExplorationSpec) -> dict[str, tuple[float, float]]:
     return {**spec.train.prior, **(spec.explore.space or {})}
 
 
-def _objectives(spec: ExplorationSpec, problem: Problem) -> tuple[Objective, ...]:
+def _objectives(spec: ExplorationSpec, trainable: Trainable) -> tuple[Objective, ...]:
     """Of the front: the spec's, which like its constraints must name known quantities."""
-    metrics = [o.name for o in problem.objectives if o.name not in problem.known_costs]
-    names = [*metrics, *problem.known_costs]
+    problem = trainable.problem
+    names = [*trainable.metrics, *problem.known_costs]
     section = spec.explore
     asked = {f"explore.constraints.{kind}": list(own) for kind, own in section.constraints.items()}
     asked["explore.objectives"] = list(section.objectives or {})
     for place, own in asked.items():
         for name in own:
-            # the labels of a metric are known only once it is measured
-            if name.partition("/")[0] not in names:
+            if name not in names:
                 raise unknown_name(place, name, names)
     if not section.objectives:
         return problem.objectives
     if next(iter(section.objectives)) in problem.known_costs:
         raise InputError(
-            f"explore.objectives: the first must be a metric such as {metrics[0]}, by which "
+            f"explore.objectives: the first must be a metric such as {names[0]}, by which "
             f"queries choose; got {next(iter(section.objectives))}"
         )
     return tuple(Objective(name, to) for name, to in section.objectives.items())

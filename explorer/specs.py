@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -115,8 +116,7 @@ class TrainSpec(Section):
     batch_size: Count = 16
     learning_rate: LearningRate | Annotated[tuple[LearningRate, ...], Field(min_length=1)] = 3e-3
     betas: tuple[Momentum, Momentum] = (0.9, 0.99)
-    schedule: Literal["cosine", "trapezoid", "constant"] = "cosine"
-    warmup_share: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+    schedule: Literal["cosine", "constant"] = "cosine"
     max_grad_norm: Annotated[Number, Field(gt=0)] | None = None
     prior: dict[str, Range] = {"phi": (0.0, 0.5)}
     dice_share: Fraction = 0.5
@@ -259,6 +259,20 @@ def _read_file(path: Path, name: str) -> str:
         raise InputError(f"{name}: expected a readable YAML file in UTF-8: {error}") from error
 
 
+class _SpecLoader(yaml.SafeLoader):
+    """Plain data alone; a key that is given twice is refused, where YAML lets the last one win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key, count in Counter(keys).items():
+            if count > 1:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key {str(key)[:80]} is given {count} times",
+                    problem_mark=node.start_mark,
+                )
+        return super().construct_mapping(node, deep)
+
+
 def _parse(text: str, name: str) -> dict[str, Any]:
     try:
         tokens = yaml.scan(text, Loader=yaml.SafeLoader)
@@ -267,7 +281,7 @@ def _parse(text: str, name: str) -> dict[str, Any]:
             raise InputError(
                 f"{name}: expected at most {MAX_ALIASES} YAML aliases, got {num_aliases}"
             )
-        data = yaml.safe_load(text)
+        data = yaml.load(text, Loader=_SpecLoader)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or number that is none
         detail = " ".join(str(error).split())
         raise InputError(f"{name}: not valid YAML: {detail}") from None

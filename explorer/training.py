@@ -121,7 +121,7 @@ def build_trainable(
         )
     stages, prior = model.stages, spec.train.prior
     factors = rescaling_space(num_factors=model.num_factors).names
-    return TRAINABLES[method](
+    return TRAINABLES[method].construct(
         SegmentationModel(
             in_channels=channels,
             labels=labels,
@@ -150,7 +150,6 @@ def train_config(spec: ExplorationSpec, trainable: Trainable, trial: Trial) -> T
         learning_rate=trial.learning_rate,
         betas=section.betas,
         schedule=section.schedule,
-        warmup_share=section.warmup_share,
         max_grad_norm=section.max_grad_norm,
         prior={name: ends for name, ends in section.prior.items() if name in names},
         seed=trial.seed,

@@ -53,9 +53,7 @@ class TrainConfig:
         batch_size: images per step, over all workers together; an incomplete batch is left out.
         learning_rate: of Adam, at the start.
         betas: of Adam.
-        schedule: of the learning rate: `cosine` to zero over all epochs; `trapezoid`, constant
-            and then falling linearly to zero over the last 30 %; or `constant`.
-        warmup_share: part of the steps over which the learning rate rises linearly; below 1.
+        schedule: of the learning rate: `cosine` to zero over all epochs, or `constant`.
         max_grad_norm: the gradient of a step is shortened to this Euclidean norm; None: never.
             Small factors have the largest losses and gradients: shortened, every draw counts.
         prior: range of each conditioning parameter, drawn uniformly once per step.
@@ -73,8 +71,7 @@ class TrainConfig:
     batch_size: int = 16
     learning_rate: float = 3e-3
     betas: tuple[float, float] = (0.9, 0.99)
-    schedule: Literal["cosine", "trapezoid", "constant"] = "cosine"
-    warmup_share: float = 0.0
+    schedule: Literal["cosine", "constant"] = "cosine"
     max_grad_norm: float | None = None
     prior: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     seed: int = 0
@@ -95,11 +92,13 @@ class Trainable(Protocol):
     Attributes:
         method: its name in `TRAINABLES`.
         problem: the space and objectives; its conditioning parameters are drawn while training.
+        metrics: names of what `evaluate` returns.
         stages: in the order of training.
     """
 
     method: str
     problem: Problem
+    metrics: tuple[str, ...]
     stages: tuple[Stage, ...]
 
     def build(self, seed: int) -> nn.Module:

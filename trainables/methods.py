@@ -1,8 +1,9 @@
-"""The registry of methods: name to constructor."""
+"""The registry of methods."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 from search_spaces.space import Config
@@ -11,6 +12,23 @@ from trainables.scale_space import ScaleSpaceSegmentation, SegmentationModel
 
 Constructor = Callable[[SegmentationModel, Config | None], Trainable]
 
-TRAINABLES: dict[str, Constructor] = {
-    name: partial(ScaleSpaceSegmentation, name) for name in ("sshn", "fixed", "stochastic", "film")
+
+@dataclass(frozen=True)
+class Method:
+    """A way to reach many settings.
+
+    Attributes:
+        construct: makes the trainable of a network, and of a setting unless it is amortised.
+        is_amortised: one training serves every conditioning; otherwise each takes its own.
+    """
+
+    construct: Constructor
+    is_amortised: bool = True
+
+
+TRAINABLES: dict[str, Method] = {
+    "sshn": Method(partial(ScaleSpaceSegmentation, "sshn")),
+    "fixed": Method(partial(ScaleSpaceSegmentation, "fixed"), is_amortised=False),
+    "stochastic": Method(partial(ScaleSpaceSegmentation, "stochastic")),
+    "film": Method(partial(ScaleSpaceSegmentation, "film")),
 }

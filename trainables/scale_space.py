@@ -108,6 +108,7 @@ class ScaleSpaceSegmentation:
         self.space = problem.space
         self.settled: Config = self.space.validate(settled) if settled else {}
         self.problem = problem.demoted() if settled else problem
+        self.metrics = ("dice", *(f"dice/{label}" for label in model.labels))
         self.stages = tuple(
             Stage(name, share)
             for name, share in (

@@ -30,7 +30,6 @@ from trainables.base import Arrays, Precision, Trainable, TrainConfig, TrainCont
 
 NUM_VALIDATION_SETTINGS = 5
 EVALUATION_BATCH_SIZE = 64
-FALL_SHARE = 0.3
 UNREPORTED = "unreported_"
 STATE_KEYS = frozenset(
     {"epoch", "best_epoch", "best_metric", "history", "train_s", "wall_s", "training"}
@@ -202,16 +201,11 @@ class _Training:
             yield self.epoch * self.steps_per_epoch + index, batch
 
     def _schedule(self, step: int) -> float:
-        """Factor on the learning rate: a linear rise over the warm-up, then the schedule."""
-        num_steps = self.config.epochs * self.steps_per_epoch
-        num_warmup = self.config.warmup_share * num_steps
-        if step < num_warmup:
-            return (step + 1) / (num_warmup + 1)
+        """Factor on the learning rate."""
         if self.config.schedule == "constant":
             return 1.0
-        if self.config.schedule == "trapezoid":
-            return min(1.0, (num_steps - step) / (FALL_SHARE * num_steps))
-        return 0.5 * (1 + math.cos(math.pi * (step - num_warmup) / (num_steps - num_warmup)))
+        num_steps = self.config.epochs * self.steps_per_epoch
+        return 0.5 * (1 + math.cos(math.pi * step / num_steps))
 
     def _validate(self, train_loss: float) -> None:
         self.module.eval()

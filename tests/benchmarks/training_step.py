@@ -67,7 +67,7 @@ class TrainingStep:
             decoder_widths=(workload.width,) * 4,
             hidden_sizes=hidden_sizes,
         )
-        self.trainable = TRAINABLES[method](model, None)
+        self.trainable = TRAINABLES[method].construct(model, None)
         self.module = self.trainable.build(0)
         self.optimizer = torch.optim.Adam(
             self.module.parameters(), lr=1e-3, betas=(0.9, 0.99), fused=True

@@ -16,7 +16,7 @@ from trainables.scale_space import SegmentationModel
 from trainables.train_loop import PlainContext, evaluate_setting, load_tensors, train
 
 ROOT = Path(__file__).parents[2]
-GRID_METHODS = {"fixed"}  # trained once per setting
+GRID_METHODS = {name for name, method in TRAINABLES.items() if not method.is_amortised}
 SETTINGS = [{"phi": 0.0}, {"phi": 0.35}, {"phi": 1.0}]
 
 methods = pytest.mark.parametrize("method", TRAINABLES)
@@ -43,7 +43,7 @@ def make(method, *, dice_share=0.5, settled=None):
     )
     if settled is None and method in GRID_METHODS:
         settled = {"phi": 0.4}
-    return TRAINABLES[method](model, settled)
+    return TRAINABLES[method].construct(model, settled)
 
 
 def settings_of(trainable):
@@ -151,6 +151,7 @@ def test_values_are_one_per_image_and_declared_as_objectives(method):
     network = trainable.materialize(module, settings_of(trainable)[0])
     with torch.no_grad():
         values = trainable.evaluate(network, *batch(5))
+        assert tuple(values) == trainable.metrics
     assert {tuple(value.shape) for value in values.values()} == {(5,)}
     declared = [o.name for o in trainable.problem.objectives]
     known = {*values, *trainable.problem.known_costs}

@@ -287,6 +287,15 @@ def test_a_few_aliases_are_fine(tmp_path):
     assert load_spec(write(tmp_path, text)).train.seeds == (3,)
 
 
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [("name: other\n", "name"), ("train: {epochs: 1, seeds: [0], epochs: 2}\n", "epochs")],
+)
+def test_key_given_twice_is_refused(tmp_path, text, key):
+    told = refusal(source=write(tmp_path, MINIMAL + text))
+    assert re.search(rf"not valid YAML: the key {key} is given 2 times.*line \d", told)
+
+
 def test_huge_file_is_refused_unread(tmp_path):
     path = write(tmp_path, "#" * (MAX_SPEC_BYTES + 1))
     assert f"expected at most {MAX_SPEC_BYTES} bytes, got {MAX_SPEC_BYTES + 1}" in refusal(
@@ -326,6 +335,7 @@ def test_folder_is_no_spec(tmp_path):
         ("explore.objectives={dize: maximize}", "unknown explore.objectives 'dize'; known: .*dice"),
         ("explore.objectives={macs: minimize, dice: maximize}", "the first must be a metric"),
         ("explore.constraints={min: {dize: 0.9}}", r"unknown explore\.constraints\.min 'dize'"),
+        ("explore.constraints={min: {dice/foo: 0.9}}", "known: .*, dice/structure_1, dice/"),
         ("explore.constraints={max: {macs: 1}}", "relax the bounds on known costs"),
         ("baselines=[{method: fixed, grid: {phi: [0.1, 0.1]}}]", "got fixed-phi0.1-s0 twice"),
         ("baselines=[{method: fixed, grid: {phi: [0.3, 0.30000001]}}]", "first six digits"),

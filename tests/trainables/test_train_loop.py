@@ -345,16 +345,14 @@ def test_stages_split_the_epochs_by_share(tmp_path, dice_share, expected):
 
 
 @pytest.mark.parametrize(
-    ("schedule", "warmup_share", "expected"),
+    ("schedule", "expected"),
     [
-        ("constant", 0.0, [1.0, 1.0, 1.0, 1.0]),
-        ("constant", 0.5, [1 / 3, 2 / 3, 1.0, 1.0]),
-        ("cosine", 0.0, [1.0, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2]),
-        ("cosine", 0.5, [1 / 3, 2 / 3, 1.0, 0.5]),
+        ("constant", [1.0, 1.0, 1.0, 1.0]),
+        ("cosine", [1.0, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2]),
     ],
 )
-def test_learning_rate_follows_warm_up_and_schedule(tmp_path, schedule, warmup_share, expected):
-    changes = {"schedule": schedule, "warmup_share": warmup_share, "validate_every": 1}
+def test_learning_rate_follows_the_schedule(tmp_path, schedule, expected):
+    changes = {"schedule": schedule, "validate_every": 1}
     result = run(tmp_path, epochs=4, batch_size=12, learning_rate=0.002, **changes)
     rates = [row["learning_rate"] for row in result.history]
     assert rates == pytest.approx([0.002 * factor for factor in expected], rel=1e-12)
