@@ -127,6 +127,7 @@ class Exploration:
         """The exploration's method against its baselines; see `comparisons.compare`."""
         columns = self.table()
         samples = samples_store(self.folder).load()
+        samples = samples.filter(samples["split"].to_numpy() == "test")
         return compare(
             columns,
             columns_of(samples) if samples.num_rows else None,

@@ -26,13 +26,14 @@ from torch import nn
 
 from explorer.measurements import Measurement, setting_id
 from explorer.progress import ProgressReport
+from explorer.racing import Race, Rival, Values, mean_over_seeds
 from explorer.samplers import Sampler
 from explorer.specs import ExplorationSpec
 from explorer.training import Trial, build_trainable, ray_session, root_cause
 from search_spaces.errors import RunError
 from search_spaces.space import Config
 from trainables.base import Arrays, Trainable
-from trainables.train_loop import evaluate_setting, load_tensors
+from trainables.train_loop import evaluate_network, load_tensors
 
 Key = tuple[str, str, str]
 
@@ -46,12 +47,16 @@ class Chunk:
         split: whose images are evaluated.
         trial_ids: the models, one per seed.
         settings: evaluated on each of them.
+        race: the rules by which a setting is given up; None: each is evaluated to the end.
+        rivals: what the settings run against, beside those before them in the chunk.
     """
 
     name: str
     split: str
     trial_ids: tuple[str, ...]
     settings: tuple[Config, ...]
+    race: Race | None = None
+    rivals: tuple[Rival, ...] = ()
 
     @property
     def keys(self) -> list[Key]:
@@ -66,6 +71,8 @@ class Evaluation:
 
     Attributes:
         values: name to (n,) values; NaN where undefined for an image.
+        sample_indices: (n,) images of the split that were seen, in the order of the values.
+        is_complete: whether those are all.
         evaluation_s: processor seconds (on a GPU: seconds) of the evaluation.
     """
 
@@ -73,6 +80,8 @@ class Evaluation:
     split: str
     setting: Config
     values: Mapping[str, NDArray[np.float64]]
+    sample_indices: NDArray[np.int64]
+    is_complete: bool
     costs: Mapping[str, float]
     evaluation_s: float
     time: float
@@ -80,16 +89,22 @@ class Evaluation:
 
 @dataclass
 class Unit:
-    """A method's models on one split, and where their settings come from."""
+    """A method's models on one split, and where their settings come from.
+
+    With `race`, settings that cannot matter are given up before their last image.
+    """
 
     name: str
     split: str
     trial_ids: tuple[str, ...]
     sampler: Sampler
+    race: Race | None = None
     num_asked: int = 0
     num_told: int = 0
     chunks: dict[int, Chunk] = field(default_factory=dict)
     outcomes: dict[int, list[dict[str, float] | None]] = field(default_factory=dict)
+    runners: dict[int, list[Rival]] = field(default_factory=dict)
+    rivals: list[Rival] = field(default_factory=list)
 
 
 class ListSampler:
@@ -115,6 +130,7 @@ class Plan:
         batch_size: settings per chunk.
         window: W, chunks in flight.
         recorded: rows that the table holds already, by key; they are never evaluated again.
+        recorded_values: values per image of those that were raced to the end.
     """
 
     def __init__(
@@ -124,10 +140,11 @@ class Plan:
         batch_size: int,
         window: int,
         recorded: Mapping[Key, Measurement],
+        recorded_values: Mapping[Key, Values],
     ) -> None:
         self.units = units
         self.batch_size, self.window = batch_size, window
-        self.recorded = recorded
+        self.recorded, self.recorded_values = recorded, recorded_values
         self.current = 0
         self.in_flight: dict[str, tuple[Unit, int]] = {}
 
@@ -147,22 +164,32 @@ class Plan:
                 self.current += 1
                 continue
             name = f"{unit.split}-{unit.name}-{unit.num_asked:05d}"
-            chunk = Chunk(name, unit.split, unit.trial_ids, tuple(settings))
+            chunk = Chunk(
+                name, unit.split, unit.trial_ids, tuple(settings), unit.race, tuple(unit.rivals)
+            )
             unit.chunks[unit.num_asked] = chunk
             self.in_flight[name] = unit, unit.num_asked
             unit.num_asked += 1
             if not all(key in self.recorded for key in chunk.keys):
                 return chunk
-            self.complete(chunk, [self.recorded[key] for key in chunk.keys])
+            self.complete(chunk, [self.recorded[key] for key in chunk.keys], self.recorded_values)
         return None
 
-    def complete(self, chunk: Chunk, rows: Sequence[Measurement]) -> None:
-        """Take the rows of a chunk; seeds are averaged for the sampler."""
+    def complete(
+        self, chunk: Chunk, rows: Sequence[Measurement], values: Mapping[Key, Values]
+    ) -> None:
+        """Take the rows of a chunk, and the values per image of settings evaluated to the end.
+
+        Seeds are averaged for the sampler and for the settings that run later.
+        """
         unit, index = self.in_flight.pop(chunk.name)
         by_setting: dict[str, list[Measurement]] = {}
         for row in rows:
             by_setting.setdefault(row.setting_id, []).append(row)
-        unit.outcomes[index] = [_mean(by_setting[setting_id(s)]) for s in chunk.settings]
+        outcomes = [_mean(by_setting[setting_id(s)]) for s in chunk.settings]
+        unit.outcomes[index] = list(outcomes)
+        if chunk.race is not None:
+            unit.runners[index] = _finishers(chunk, outcomes, values)
 
     def _tell_until(self, unit: Unit, last: int) -> bool:
         while unit.num_told <= last:
@@ -170,8 +197,23 @@ class Plan:
                 return False
             settings = unit.chunks[unit.num_told].settings
             unit.sampler.tell(settings, unit.outcomes[unit.num_told])
+            if unit.race is not None:
+                finishers = unit.runners.pop(unit.num_told)
+                unit.rivals = unit.race.keep_rivals([*unit.rivals, *finishers])
             unit.num_told += 1
         return True
+
+
+def _finishers(
+    chunk: Chunk, outcomes: Sequence[Mapping[str, float]], values: Mapping[Key, Values]
+) -> list[Rival]:
+    """The settings of a raced chunk that every model was evaluated at to the end."""
+    finishers = []
+    for setting, outcome in zip(chunk.settings, outcomes, strict=True):
+        keys = [(one, chunk.split, setting_id(setting)) for one in chunk.trial_ids]
+        if all(key in values for key in keys):
+            finishers.append(Rival(outcome, mean_over_seeds([values[key] for key in keys])))
+    return finishers
 
 
 def _mean(rows: Sequence[Measurement]) -> dict[str, float]:
@@ -181,6 +223,15 @@ def _mean(rows: Sequence[Measurement]) -> dict[str, float]:
         for name, value in {**row.costs, **row.metrics}.items():
             values.setdefault(name, []).append(value)
     return {name: math.fsum(own) / len(own) for name, own in values.items()}
+
+
+def values_of(evaluations: Sequence[Evaluation]) -> dict[Key, Values]:
+    """The values per image of the evaluations that saw all images."""
+    return {
+        (one.trial_id, one.split, setting_id(one.setting)): one.values
+        for one in evaluations
+        if one.is_complete
+    }
 
 
 class FrozenModels:
@@ -216,26 +267,76 @@ class FrozenModels:
         return self.built[trial_id]
 
     def evaluate(self, chunk: Chunk) -> Iterator[Evaluation]:
-        """Evaluate every setting of a chunk on each of its models."""
+        """Evaluate every setting of a chunk on each of its models, seeds side by side."""
         torch.set_num_threads(self.spec.train.num_threads)
+        race, num_samples = chunk.race, len(self.data[chunk.split])
+        blocks = race.blocks if race else [np.arange(num_samples)]
+        rivals = list(chunk.rivals)
         for setting in chunk.settings:
-            for trial_id in chunk.trial_ids:
-                yield self._evaluate(trial_id, chunk.split, setting)
+            runs = [_Run(self, trial_id, chunk.split, setting) for trial_id in chunk.trial_ids]
+            for block in blocks:
+                for run in runs:
+                    run.see(block)
+                if race and race.is_lost(runs[0].costs, _seen(runs), runs[0].seen, rivals):
+                    break
+            else:
+                if race:
+                    rivals.append(Rival(runs[0].costs, _seen(runs, in_order=True)))
+            yield from (run.evaluation() for run in runs)
 
-    def _evaluate(self, trial_id: str, split: str, setting: Config) -> Evaluation:
-        trainable, module = self.model(trial_id)
-        asked = {n: setting[n] for n in trainable.problem.space.conditioning.names}
+
+class _Run:
+    """One model at one setting, seeing block after block of a split's images."""
+
+    def __init__(self, models: FrozenModels, trial_id: str, split: str, setting: Config) -> None:
+        self.trial_id, self.split, self.setting = trial_id, split, setting
+        self.data, self.channels_last = models.data[split], models.spec.train.channels_last
+        self.trainable, module = models.model(trial_id)
+        asked = {n: setting[n] for n in self.trainable.problem.space.conditioning.names}
         start = time.process_time()
-        values = evaluate_setting(
-            trainable,
-            module,
-            self.data[split],
-            asked,
-            channels_last=self.spec.train.channels_last,
+        with torch.inference_mode():
+            self.network = self.trainable.materialize(module, asked)
+        self.spent_s = time.process_time() - start
+        self.device = next(module.parameters()).device
+        self.costs = self.trainable.costs(asked)
+        self.seen = np.zeros(0, dtype=np.int64)
+        self.parts: list[Values] = []
+
+    def see(self, block: NDArray[np.int64]) -> None:
+        """Evaluate the images of one more block."""
+        start = time.process_time()
+        whole = len(block) == len(self.data)
+        data = self.data if whole else Arrays(self.data.images[block], self.data.masks[block])
+        self.parts.append(
+            evaluate_network(
+                self.trainable, self.network, data, self.device, channels_last=self.channels_last
+            )
         )
-        spent = time.process_time() - start
-        costs = trainable.costs(asked)
-        return Evaluation(trial_id, split, setting, values, costs, spent, time.time())
+        self.spent_s += time.process_time() - start
+        self.seen = np.concatenate([self.seen, np.arange(len(data)) if whole else block])
+
+    def values(self, *, in_order: bool = False) -> Values:
+        """(n,) values per metric as they were seen, or in the order of the images."""
+        order = np.argsort(self.seen) if in_order else slice(None)
+        names = self.parts[0]
+        return {name: np.concatenate([p[name] for p in self.parts])[order] for name in names}
+
+    def evaluation(self) -> Evaluation:
+        return Evaluation(
+            trial_id=self.trial_id,
+            split=self.split,
+            setting=self.setting,
+            values=self.values(in_order=True),
+            sample_indices=np.sort(self.seen),
+            is_complete=len(self.seen) == len(self.data),
+            costs=self.costs,
+            evaluation_s=self.spent_s,
+            time=time.time(),
+        )
+
+
+def _seen(runs: Sequence[_Run], *, in_order: bool = False) -> Values:
+    return mean_over_seeds([run.values(in_order=in_order) for run in runs])
 
 
 def explore(
@@ -263,7 +364,8 @@ def explore(
             _explore_with_tune(plan, models, record, progress, num_workers)
         return
     while (chunk := plan.next_chunk()) is not None:
-        plan.complete(chunk, record(chunk, list(models.evaluate(chunk))))
+        evaluations = list(models.evaluate(chunk))
+        plan.complete(chunk, record(chunk, evaluations), values_of(evaluations))
         progress.update(chunk.name, 1.0)
 
 
@@ -348,7 +450,8 @@ class _ChunkSearch(Searcher):
             self.error = self.error or RunError(f"chunk {chunk.name} failed")
             return
         try:
-            self.plan.complete(chunk, self.record(chunk, result["evaluations"]))
+            evaluations = result["evaluations"]
+            self.plan.complete(chunk, self.record(chunk, evaluations), values_of(evaluations))
         except Exception as failure:  # noqa: BLE001 - raised again once Tune has stopped
             self.error = failure
         self.progress.update(chunk.name, 1.0)

@@ -8,6 +8,7 @@ Shapes: n rows or images.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -198,6 +199,29 @@ def samples_table(
             raise ValueError(f"metric {name} of {place} must be finite or NaN, got infinity")
         columns[f"metric/{name}"] = pa.array(array, from_pandas=True)
     return pa.table(columns)
+
+
+def values_by_row(samples: pa.Table) -> dict[tuple[str, str, str], dict[str, NDArray[np.float64]]]:
+    """Values per image by metric, NaN where absent, for every key of a measurement.
+
+    Images keep the order in which they were stored; those of one key lie together.
+    """
+    if not samples.num_rows:
+        return {}
+    columns = [samples[name].dictionary_encode().combine_chunks() for name in KEY]
+    codes = np.stack([column.indices.to_numpy() for column in columns])
+    starts = [0, *(np.flatnonzero((np.diff(codes) != 0).any(axis=0)) + 1), samples.num_rows]
+    metrics = {name: samples[f"metric/{name}"].to_numpy() for name in families(samples, "metric")}
+    found = {}
+    for start, end in itertools.pairwise(starts):
+        trial_id, split, setting = (
+            column.dictionary[int(code)].as_py()
+            for column, code in zip(columns, codes[:, start], strict=True)
+        )
+        found[trial_id, split, setting] = {
+            name: values[start:end] for name, values in metrics.items()
+        }
+    return found
 
 
 def join_tables(tables: Sequence[pa.Table]) -> pa.Table:

@@ -178,6 +178,9 @@ class PointTable:
     def of(cls, columns: Columns, *, method: str | None = None, split: str = "val") -> PointTable:
         """Average the rows of one split over seeds; test rows of the same setting join them.
 
+        Rows of settings that were given up in a race, on fewer samples than others of the split,
+        are left out.
+
         Args:
             columns: the measurements, one array per column; NaN or None for null.
             method: keep the points of this method only; None keeps all.
@@ -190,7 +193,7 @@ class PointTable:
         _, method_codes = _factorize(columns["method"])
         num_settings, setting_codes = _factorize(columns["setting_id"])
         keys = method_codes * num_settings + setting_codes
-        chosen = splits == split
+        chosen = _is_complete(columns, splits == split)
         if method is not None:
             chosen &= np.asarray(columns["method"], dtype=object) == method
         rows = np.flatnonzero(chosen)
@@ -414,6 +417,15 @@ class _Groups:
         squares = (own[present] - self._mean(values)[codes]) ** 2
         sums = np.bincount(codes, weights=squares, minlength=self.num_points)
         return np.where(counts > 1, np.sqrt(sums / np.maximum(counts - 1, 1)), np.nan)
+
+
+def _is_complete(columns: Columns, chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Those of the chosen rows with as many samples as any of them; all where none are counted."""
+    if "num_samples" not in columns:
+        return chosen
+    num_samples = np.asarray(columns["num_samples"])
+    complete: NDArray[np.bool_] = chosen & (num_samples == num_samples[chosen].max(initial=0))
+    return complete
 
 
 def _factorize(values: NDArray[Any]) -> tuple[int, NDArray[np.int64]]:

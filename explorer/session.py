@@ -27,7 +27,6 @@ from explorer.exploring import (
     explore,
 )
 from explorer.measurements import (
-    KEY,
     Measurement,
     columns_of,
     join_tables,
@@ -35,9 +34,11 @@ from explorer.measurements import (
     measurements_table,
     samples_table,
     setting_id,
+    values_by_row,
 )
 from explorer.progress import ProgressReport
 from explorer.queries import Bound
+from explorer.racing import Race, Values
 from explorer.reporting import draw, track
 from explorer.samplers import SAMPLERS, Sampler, SamplingTask, make_sampler
 from explorer.specs import ExplorationSpec
@@ -180,6 +181,12 @@ def _objectives(spec: ExplorationSpec, trainable: Trainable) -> tuple[Objective,
     return tuple(Objective(name, to) for name, to in section.objectives.items())
 
 
+def bounds_of(spec: ExplorationSpec) -> list[Bound]:
+    """The constraints of a spec."""
+    constraints = spec.explore.constraints
+    return [Bound(name, kind, v) for kind, own in constraints.items() for name, v in own.items()]
+
+
 def sampler_of(
     spec: ExplorationSpec,
     method: str,
@@ -194,7 +201,7 @@ def sampler_of(
     section = spec.explore
     trainable = build_trainable(spec, method)
     problem = trainable.problem
-    bounds = [Bound(n, k, v) for k, own in section.constraints.items() for n, v in own.items()]
+    bounds = bounds_of(spec)
     on_costs = [bound for bound in bounds if bound.name in problem.known_costs]
 
     def is_admissible(config: Config) -> bool:
@@ -242,6 +249,7 @@ class Session:
         self.code_version = code_version()
         self.records: dict[str, TrialRecord] = {}
         self.recorded: dict[Key, Measurement] = {}
+        self.recorded_values: dict[Key, Values] = {}
 
     def carry_out(self) -> None:
         """Do what is not done yet.
@@ -263,14 +271,26 @@ class Session:
         set_state(self.folder, status="finished")
 
     def _read_recorded(self) -> None:
-        """Take what the tables hold; a test row counts when the values of its images are there."""
+        """Take what the tables hold; where images count, with the values of its images alone."""
         self.store.drop_missing()
         self.samples.drop_missing()
-        with_samples = {key[: len(KEY)] for key in self.samples.keys()}  # noqa: SIM118 - a method
-        rows = measurements_of(self.store.load())
+        samples = values_by_row(self.samples.load())
+        rows = {_key(row): row for row in measurements_of(self.store.load())}
         self.recorded = {
-            _key(row): row for row in rows if row.split == "val" or _key(row) in with_samples
+            key: row
+            for key, row in rows.items()
+            if key in samples or not self._keeps_samples(row.split)
         }
+        self.recorded_values = {
+            key: values for key, values in samples.items() if self._is_complete(rows.get(key))
+        }
+
+    def _keeps_samples(self, split: str) -> bool:
+        """Whether the values of every image are stored: for comparisons, or for later rivals."""
+        return split == "test" or self.spec.explore.racing is not None
+
+    def _is_complete(self, row: Measurement | None) -> bool:
+        return row is not None and row.num_samples == len(self.splits[row.split])
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
@@ -297,9 +317,27 @@ class Session:
         for name, records in self._groups().items():
             trial = records[0].trial
             trial_ids = tuple(record.trial.trial_id for record in records)
-            sampler = ListSampler([trial.settled]) if trial.settled else self._sampler(trial.method)
-            units.append(Unit(name, "val", trial_ids, sampler))
+            if trial.settled:
+                units.append(Unit(name, "val", trial_ids, ListSampler([trial.settled])))
+            else:
+                sampler = self._sampler(trial.method)
+                units.append(Unit(name, "val", trial_ids, sampler, race=self._race(trial.method)))
         return units
+
+    def _race(self, method: str) -> Race | None:
+        section = self.spec.explore
+        if section.racing is None:
+            return None
+        known_costs = build_trainable(self.spec, method).problem.known_costs
+        return Race(
+            objectives=self.objectives,
+            bounds=tuple(b for b in bounds_of(self.spec) if b.name not in known_costs),
+            known_costs=frozenset(known_costs),
+            num_samples=len(self.splits["val"]),
+            block_size=section.racing.block_size,
+            confidence=section.racing.confidence,
+            seed=section.seed,
+        )
 
     def _test_units(self) -> list[Unit]:
         """Everything that was explored, once more on the test split."""
@@ -309,7 +347,7 @@ class Session:
             explored = {
                 key[2]: dict(row.conditioning)
                 for key, row in sorted(self.recorded.items())
-                if key[0] in trial_ids and key[1] == "val"
+                if key[0] in trial_ids and key[1] == "val" and self._is_complete(row)
             }
             units.append(Unit(name, "test", trial_ids, ListSampler(list(explored.values()))))
         return units
@@ -335,6 +373,7 @@ class Session:
             batch_size=section.batch_size,
             window=max(1, section.num_workers),
             recorded=self.recorded,
+            recorded_values=self.recorded_values,
         )
         what = "exploring on validation" if split == "val" else "final pass on test"
         self.progress.phase(what)
@@ -344,7 +383,7 @@ class Session:
         """Write a finished chunk to the tables and return its rows."""
         rows = [self._measurement(one) for one in evaluations]
         new = [row for row in rows if _key(row) not in self.recorded]
-        if chunk.split == "test":
+        if self._keeps_samples(chunk.split):
             # before the rows that say that the chunk is done; a repeated part is no second one
             tables = [self._samples(one) for one in evaluations]
             self.samples.append(join_tables(tables), part=chunk.name)
@@ -366,7 +405,7 @@ class Session:
             data_digest=self.state["data_digest"],
             code_version=self.code_version,
             setting_id=setting_id(one.setting),
-            num_samples=len(self.splits[one.split]),
+            num_samples=len(one.sample_indices),
             evaluation_s=one.evaluation_s,
             time=one.time,
             conditioning=one.setting,
@@ -387,7 +426,7 @@ class Session:
             seed=trial.seed,
             split=one.split,
             conditioning=one.setting,
-            sample_ids=self.sample_ids[one.split],
+            sample_ids=[self.sample_ids[one.split][index] for index in one.sample_indices],
             metrics=one.values,
         )
 

@@ -146,12 +146,20 @@ class TrainSpec(Section):
         return self
 
 
+class RacingSpec(Section):
+    """When the evaluation of a setting may stop: see `explorer.racing`."""
+
+    block_size: Count = 8
+    confidence: Annotated[Number, Field(gt=0.5, lt=1)] = 0.95
+
+
 class ExploreSpec(Section):
     """How the frozen models are asked.
 
     `space` narrows the explored ranges; they default to the prior's. `num_points` is per
     parameter for `grid`, in all for other samplers. `constraints` are bounds such as
-    `{max: {macs: 0.6G}, min: {dice: 0.9}}`.
+    `{max: {macs: 0.6G}, min: {dice: 0.9}}`. With `racing` (`{}` for its defaults) a setting that
+    cannot be on the front any more is given up before its last image: for search, not for tables.
     """
 
     space: dict[str, Range] | None = None
@@ -162,6 +170,7 @@ class ExploreSpec(Section):
     num_workers: Whole = 2
     objectives: dict[str, Literal["maximize", "minimize"]] | None = None
     constraints: dict[Literal["max", "min"], dict[str, Quantity]] = {}
+    racing: RacingSpec | None = None
     seed: Whole = 0
 
     @model_validator(mode="after")

@@ -478,15 +478,37 @@ def evaluate_setting(
     precision: Precision = "float32",
     channels_last: bool = False,
 ) -> dict[str, NDArray[np.float64]]:
-    """Values (n,) per metric and label of every image at one setting.
-
-    The weights are predicted once; the images pass in batches in their order.
-    """
+    """Values (n,) per metric and label of every image at one setting; see `evaluate_network`."""
+    with torch.inference_mode():
+        network = trainable.materialize(module, conditioning)
     device = next(module.parameters()).device
+    return evaluate_network(
+        trainable, network, data, device, precision=precision, channels_last=channels_last
+    )
+
+
+def evaluate_network(
+    trainable: Trainable,
+    network: nn.Module,
+    data: Arrays,
+    device: torch.device,
+    *,
+    precision: Precision = "float32",
+    channels_last: bool = False,
+) -> dict[str, NDArray[np.float64]]:
+    """Values (n,) per metric and label of every image; the images pass in batches in their order.
+
+    Args:
+        trainable: knows its metrics.
+        network: materialised.
+        data: n images and masks.
+        device: where the network is.
+        precision: of the primary network.
+        channels_last: memory format of images and features.
+    """
     layout = memory_format(channels_last, data.images.ndim - 2)
     parts: dict[str, list[Tensor]] = {}
     with torch.inference_mode():
-        network = trainable.materialize(module, conditioning)
         for start in range(0, len(data), EVALUATION_BATCH_SIZE):
             batch = slice(start, start + EVALUATION_BATCH_SIZE)
             x = torch.from_numpy(data.images[batch]).to(device).contiguous(memory_format=layout)

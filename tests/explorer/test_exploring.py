@@ -2,16 +2,29 @@
 
 import random
 from collections import deque
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from explorer.exploring import Chunk, Evaluation, FrozenModels, ListSampler, Plan, Unit, explore
+from explorer.exploring import (
+    Chunk,
+    Evaluation,
+    FrozenModels,
+    ListSampler,
+    Plan,
+    Unit,
+    explore,
+    values_of,
+)
+from explorer.frontiers import Frontier
 from explorer.measurements import Measurement, setting_id
 from explorer.progress import ProgressReport
+from explorer.racing import Race
 from explorer.specs import load_spec
 from explorer.training import Trial, build_trainable
 from search_spaces.errors import InputError
+from search_spaces.problem import Objective
 from trainables.base import Arrays
 
 
@@ -69,14 +82,22 @@ def carry_out(plan, rng):
             break
         chunk = in_flight.pop(rng.randrange(len(in_flight)))
         order.append(chunk.name)
-        plan.complete(chunk, rows_of(chunk))
+        plan.complete(chunk, rows_of(chunk), {})
     assert plan.is_finished
     return order
 
 
+def planned(units, *, batch_size, window, recorded=None):
+    return Plan(
+        units, batch_size=batch_size, window=window, recorded=recorded or {}, recorded_values={}
+    )
+
+
 def new_plan(samplers, *, window, recorded=None, batch_size=2):
     units = [Unit(f"unit{i}", "val", (f"t{i}",), sampler) for i, sampler in enumerate(samplers)]
-    return Plan(units, batch_size=batch_size, window=window, recorded=recorded or {})
+    return Plan(
+        units, batch_size=batch_size, window=window, recorded=recorded or {}, recorded_values={}
+    )
 
 
 def test_list_sampler_gives_its_settings_in_order_and_then_nothing():
@@ -131,9 +152,9 @@ def test_no_more_than_the_window_is_in_flight():
         "val-unit0-00002",
         None,
     ]
-    plan.complete(chunks[1], rows_of(chunks[1]))
+    plan.complete(chunks[1], rows_of(chunks[1]), {})
     assert plan.next_chunk() is None  # batch 3 waits for batch 0
-    plan.complete(chunks[0], rows_of(chunks[0]))
+    plan.complete(chunks[0], rows_of(chunks[0]), {})
     assert plan.next_chunk().name == "val-unit0-00003"
 
 
@@ -147,9 +168,16 @@ def test_next_unit_begins_while_the_last_one_is_in_flight():
 
 def test_sampler_is_told_the_mean_over_seeds():
     sampler = LoggingSampler(1)
-    plan = Plan([Unit("u", "val", ("a", "b"), sampler)], batch_size=1, window=1, recorded={})
+    plan = Plan(
+        [Unit("u", "val", ("a", "b"), sampler)],
+        batch_size=1,
+        window=1,
+        recorded={},
+        recorded_values={},
+    )
     chunk = plan.next_chunk()
-    plan.complete(chunk, rows_of(chunk, lambda trial_id, phi: {"a": 0.25, "b": 0.75}[trial_id]))
+    rows = rows_of(chunk, lambda trial_id, phi: {"a": 0.25, "b": 0.75}[trial_id])
+    plan.complete(chunk, rows, {})
     assert plan.next_chunk() is None
     assert sampler.calls[1] == ("tell", [0.0], [0.5])
 
@@ -162,11 +190,11 @@ def test_metric_that_one_seed_lacks_is_the_mean_of_the_others():
             told.extend(outcomes)
 
     unit = Unit("u", "val", ("a", "b"), Sampler([{"phi": 0.0}]))
-    plan = Plan([unit], batch_size=1, window=1, recorded={})
+    plan = planned([unit], batch_size=1, window=1)
     chunk = plan.next_chunk()
     first, second = rows_of(chunk)
     second.metrics["dice/rare"] = 0.5
-    plan.complete(chunk, [first, second])
+    plan.complete(chunk, [first, second], {})
     assert plan.next_chunk() is None
     assert told == [{"macs": 1.0, "dice": 0.0, "dice/rare": 0.5}]
 
@@ -199,14 +227,14 @@ TRIALS = {
 }
 
 
-def frozen_models(**changed):
+def frozen_models(*, num_images=3, **changed):
     weights = {}
     for name, trial in TRIALS.items():
         module = build_trainable(SPEC, trial.method, trial.settled).build(trial.seed)
         weights[name] = {key: tensor.numpy() for key, tensor in module.state_dict().items()}
     rng = np.random.default_rng(0)
-    images = rng.standard_normal((3, 1, 16, 16), dtype=np.float32)
-    masks = rng.integers(0, 5, (3, 16, 16)).astype(np.uint8)
+    images = rng.standard_normal((num_images, 1, 16, 16), dtype=np.float32)
+    masks = rng.integers(0, 5, (num_images, 16, 16)).astype(np.uint8)
     spec_data = SPEC.model_dump(mode="json")
     return FrozenModels(spec_data, TRIALS, weights | changed, {"val": Arrays(images, masks)})
 
@@ -218,7 +246,7 @@ def test_exploring_in_process_evaluates_every_setting_on_every_seed():
         ),
         Unit("fixed", "val", ("fixed-phi0.3-s0",), ListSampler([{"phi": 0.3}])),
     ]
-    plan = Plan(units, batch_size=2, window=1, recorded={})
+    plan = planned(units, batch_size=2, window=1)
     seen: list[Evaluation] = []
 
     def record(chunk, evaluations):
@@ -253,3 +281,98 @@ def test_weights_of_another_model_are_refused_by_name():
     chunk = Chunk("c", "val", ("sshn-s0",), ({"phi": 0.25},))
     with pytest.raises(InputError, match=r"sshn-s0: tensor '.*': expected shape .*another model"):
         next(models.evaluate(chunk))
+
+
+# Races
+
+
+RULES = Race(
+    objectives=(Objective("dice", "maximize"), Objective("macs", "minimize")),
+    bounds=(),
+    known_costs=frozenset({"macs"}),
+    num_samples=40,
+    block_size=8,
+    confidence=0.95,
+    seed=0,
+)
+
+
+def raced(race, *, recorded=None, recorded_values=None):
+    """Explore eight settings of two seeds in this process; the evaluations in their order."""
+    settings = [{"phi": x / 8} for x in (8, 1, 5, 3, 2, 6, 4, 7)]
+    unit = Unit("sshn", "val", ("sshn-s0", "sshn-s1"), ListSampler(settings), race=race)
+    plan = Plan(
+        [unit],
+        batch_size=2,
+        window=2,
+        recorded=recorded or {},
+        recorded_values=recorded_values or {},
+    )
+    seen: list[Evaluation] = []
+    asked: list[Chunk] = []
+
+    def record(chunk, evaluations):
+        asked.append(chunk)
+        seen.extend(evaluations)
+        return [row_of(one) for one in evaluations]
+
+    models = frozen_models(num_images=40)
+    explore(plan, models, record, ProgressReport(quiet=True), num_workers=0)
+    return seen, asked
+
+
+def row_of(one):
+    value = float(np.nanmean(one.values["dice"]))
+    return replace(
+        measurement(one.trial_id, one.split, one.setting, value),
+        num_samples=len(one.sample_indices),
+        costs=one.costs,
+    )
+
+
+def test_race_gives_settings_up_and_changes_no_value():
+    whole, _ = raced(None)
+    seen, _ = raced(RULES)
+    assert all(one.is_complete and len(one.sample_indices) == 40 for one in whole)
+    given_up = [one for one in seen if not one.is_complete]
+    assert given_up
+    assert len(given_up) < len(seen)
+    for one, full in zip(seen, whole, strict=True):
+        assert (one.trial_id, one.setting) == (full.trial_id, full.setting)
+        for name, values in one.values.items():
+            expected = full.values[name][one.sample_indices]
+            np.testing.assert_array_equal(values, expected)
+    # both seeds of a setting stop at the same image
+    assert all(
+        len(a.sample_indices) == len(b.sample_indices)
+        for a, b in zip(seen[::2], seen[1::2], strict=True)
+    )
+
+
+def test_race_keeps_what_is_on_the_front():
+    whole, _ = raced(None)
+    seen, _ = raced(RULES)
+    kept = {one.setting["phi"] for one in seen if one.is_complete}
+    losses = [
+        [-np.mean([row_of(own).metrics["dice"] for own in pair]), pair[0].costs["macs"]]
+        for pair in zip(whole[::2], whole[1::2], strict=True)
+    ]
+    phis = [pair[0].setting["phi"] for pair in zip(whole[::2], whole[1::2], strict=True)]
+    assert kept >= set(Frontier.of(losses, phis).ids.tolist())
+
+
+def test_resumed_race_runs_against_the_same_rivals():
+    whole, chunks = raced(RULES)
+    for number in range(1, len(chunks)):
+        known = whole[: 4 * number]
+        recorded = {row_key(one): row_of(one) for one in known}
+        again, asked = raced(RULES, recorded=recorded, recorded_values=values_of(known))
+        assert [chunk.name for chunk in asked] == [chunk.name for chunk in chunks[number:]]
+        for chunk, first in zip(asked, chunks[number:], strict=True):
+            assert len(chunk.rivals) == len(first.rivals)
+        for one, first in zip(again, whole[4 * number :], strict=True):
+            np.testing.assert_array_equal(one.sample_indices, first.sample_indices)
+
+
+def row_key(one):
+    return one.trial_id, one.split, setting_id(one.setting)

@@ -307,3 +307,12 @@ def test_frontier_holds_positions_of_nondominated_points(curve: PointTable) -> N
     frontier = curve.frontier([DICE, MACS])
     assert [curve.point(index).conditioning["phi"] for index in frontier.ids] == [0.4, 0.3, 0.1, 0]
     assert frontier.losses[0].tolist() == [-0.91, 0.7e9]
+
+
+def test_settings_given_up_in_a_race_are_no_points():
+    rows = [row(0.1, 0.8, 1e9), row(0.2, 0.99, 1e9), row(0.3, 0.9, 1e9)]
+    rows += [row(0.2, 0.7, 1e9, split="test")]
+    columns = columns_of(rows) | {"num_samples": np.array([40, 16, 40, 99])}
+    table = PointTable.of(columns)
+    assert [table.point(k).conditioning["phi"] for k in range(len(table))] == [0.1, 0.3]
+    assert table.best(Objective("dice", "maximize")).metrics["dice"] == 0.9
