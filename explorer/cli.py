@@ -30,7 +30,7 @@ from explorer.presentation import (
     show_table,
 )
 from explorer.progress import ProgressReport
-from explorer.queries import Answer, Bound, parse_bound
+from explorer.queries import Bound, parse_bound
 from explorer.specs import load_spec
 from search_spaces.errors import InputError, UserError
 from search_spaces.problem import Objective
@@ -214,6 +214,10 @@ def query(
     maximize: Annotated[str | None, typer.Option("--maximize", help="What to maximise.")] = None,
     minimize: Annotated[str | None, typer.Option("--minimize", help="What to minimise.")] = None,
     method: Method = None,
+    refine: Annotated[
+        int,
+        typer.Option("--refine", min=0, help="Evaluate N new settings around the answer first."),
+    ] = 0,
     runs_dir: RunsDir = None,
     as_json: Json = False,
 ) -> None:
@@ -223,9 +227,17 @@ def query(
 
         explorer query demo-1 --max macs=10M
         explorer query demo-1 --min dice=0.85 --minimize macs
+        explorer query demo-1 --min dice=0.85 --minimize macs --refine 20
     """
     exploration = open_exploration(exploration_id, runs_dir)
-    answer = _answer(exploration, at_most, at_least, maximize, minimize, method)
+    bounds, objective = _question(at_most, at_least, maximize, minimize)
+    if refine:
+        with _stdout_to_stderr():
+            answer = exploration.refine(
+                refine, bounds, objective=objective, method=method, progress=ProgressReport()
+            )
+    else:
+        answer = exploration.query(bounds, objective=objective, method=method)
     _print(answer.to_json(), as_json, lambda: show_answer(answer))
     if not answer.feasible:
         raise typer.Exit(3)
@@ -250,7 +262,8 @@ def export(
     if format_name != "safetensors":
         raise InputError(f"--format {format_name}: unknown; known: safetensors")
     exploration = open_exploration(exploration_id, runs_dir)
-    answer = _answer(exploration, at_most, at_least, maximize, minimize, method)
+    bounds, objective = _question(at_most, at_least, maximize, minimize)
+    answer = exploration.query(bounds, objective=objective, method=method)
     if answer.point is None:
         _print(answer.to_json(), as_json, lambda: show_answer(answer))
         raise typer.Exit(3)
@@ -375,14 +388,12 @@ def _print(document: Any, as_json: bool, text: Callable[[], None]) -> None:
         text()
 
 
-def _answer(
-    exploration: Exploration,
+def _question(
     at_most: list[str] | None,
     at_least: list[str] | None,
     maximize: str | None,
     minimize: str | None,
-    method: str | None,
-) -> Answer:
+) -> tuple[list[Bound], Objective | None]:
     if maximize and minimize:
         raise InputError("--maximize and --minimize: expected one of them, got both")
     objective: Objective | None = None
@@ -391,7 +402,7 @@ def _answer(
         objective = Objective(maximize or minimize or "", direction)
     bounds: list[Bound] = [parse_bound(text, "max") for text in at_most or ()]
     bounds += [parse_bound(text, "min") for text in at_least or ()]
-    return exploration.query(bounds, objective=objective, method=method)
+    return bounds, objective
 
 
 def _assignments(texts: list[str]) -> dict[str, Any]:

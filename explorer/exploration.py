@@ -115,6 +115,41 @@ class Exploration:
         """The best point within bounds, chosen on validation (Eq. 3 of the paper)."""
         return self.points(method=method).query(bounds, objective=objective or self.objectives[0])
 
+    def refine(
+        self,
+        num_points: int,
+        bounds: Sequence[Bound] = (),
+        *,
+        objective: Objective | None = None,
+        method: str | None = None,
+        progress: ProgressReport | None = None,
+    ) -> Answer:
+        """The answer to a query after evaluating new settings of the frozen models around it.
+
+        The new settings are stored, and have no test values. Evaluated in this process.
+
+        Raises:
+            InputError: not finished, of a method that is trained per setting, or changed data.
+            RunError: it could not be carried out; what was measured is kept.
+        """
+        from explorer.session import Session
+        from trainables.methods import TRAINABLES
+
+        method, objective = method or self.spec.method, objective or self.objectives[0]
+        if self.state["status"] != "finished":
+            raise InputError(
+                f"{self.id} is {self.state['status']}: refine it once explorer resume {self.id} "
+                f"has finished it"
+            )
+        if not TRAINABLES[method].is_amortised:
+            raise InputError(f"{method} is trained for each setting: there is nothing to refine")
+        self.query(bounds, objective=objective, method=method)  # a wrong question costs nothing
+        dataset = _unchanged_data(self)
+        with write_lock(self.folder / "lock"), progress or ProgressReport(quiet=True) as shown:
+            session = Session(self.folder, self.spec, self.objectives, dataset, shown)
+            session.refine(bounds, objective, method, num_points)
+        return self.query(bounds, objective=objective, method=method)
+
     def frontier(self, *, method: str | None = None) -> list[Point]:
         """The nondominated points of a method on validation, by ascending last objective."""
         table = self.points(method=method)
@@ -275,7 +310,7 @@ def resume(
         InputError: unknown id, or data that changed since it began.
         RunError: it could not be carried out.
     """
-    from explorer.session import check_spec, load_data
+    from explorer.session import check_spec
 
     exploration = open_exploration(exploration_id, runs_dir)
     if _digest(exploration.folder / "spec.yaml") != exploration.state["spec_file_digest"]:
@@ -284,16 +319,22 @@ def resume(
             f"or run the changed spec as an exploration of its own"
         )
     check_spec(exploration.spec)
+    _carry_out(exploration, _unchanged_data(exploration), progress)
+    return exploration
+
+
+def _unchanged_data(exploration: Exploration) -> ImageDataset:
+    from explorer.session import load_data
+
     dataset = load_data(exploration.spec)
     expected = exploration.state["data_digest"]
     if dataset.digest != expected:
         raise InputError(
-            f"{exploration_id}: the data set {exploration.spec.dataset.name!r} changed since the "
+            f"{exploration.id}: the data set {exploration.spec.dataset.name!r} changed since the "
             f"exploration began (digest {expected[:12]}, now {dataset.digest[:12]}); restore the "
             f"data, or run the spec anew with --new"
         )
-    _carry_out(exploration, dataset, progress)
-    return exploration
+    return dataset
 
 
 def _digest(path: Path) -> str:

@@ -59,6 +59,10 @@ class Bound:
         )
         return met
 
+    def is_kept(self, values: Mapping[str, float]) -> bool:
+        """Whether the one of the values that the bound names keeps it."""
+        return self.violation(values[self.name]) <= 0
+
     @property
     def improving(self) -> Objective:
         """The objective that leads towards meeting this bound."""

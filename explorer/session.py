@@ -6,13 +6,14 @@ Everything is written as soon as it is finished, and nothing that is written is 
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -37,8 +38,9 @@ from explorer.measurements import (
     values_by_row,
 )
 from explorer.progress import ProgressReport
-from explorer.queries import Bound
+from explorer.queries import Bound, PointTable
 from explorer.racing import Race, Values
+from explorer.refining import settings_around
 from explorer.reporting import draw, track
 from explorer.samplers import SAMPLERS, Sampler, SamplingTask, make_sampler
 from explorer.specs import ExplorationSpec
@@ -48,6 +50,7 @@ from explorer.training import (
     build_trainable,
     dataset_source,
     ray_session,
+    read_record,
     read_weights,
     require_resources,
     train_all,
@@ -55,10 +58,12 @@ from explorer.training import (
 )
 from search_spaces.errors import InputError, unknown_name
 from search_spaces.problem import Objective
-from search_spaces.space import Config
+from search_spaces.space import Config, SearchSpace
 from trainables.base import Arrays, Trainable
 from trainables.datasets.base import ImageDataset, split_indices
 from trainables.methods import TRAINABLES
+
+NUM_ROUNDS = 4  # of a refinement
 
 
 def load_data(spec: ExplorationSpec) -> ImageDataset:
@@ -187,6 +192,11 @@ def bounds_of(spec: ExplorationSpec) -> list[Bound]:
     return [Bound(name, kind, v) for kind, own in constraints.items() for name, v in own.items()]
 
 
+def explored_space(spec: ExplorationSpec, trainable: Trainable) -> SearchSpace:
+    """The conditioning parameters with the ranges that are explored."""
+    return trainable.problem.space.conditioning.narrowed(_explored_ranges(spec))
+
+
 def sampler_of(
     spec: ExplorationSpec,
     method: str,
@@ -206,10 +216,10 @@ def sampler_of(
 
     def is_admissible(config: Config) -> bool:
         costs = trainable.costs(config)
-        return all(bound.violation(costs[bound.name]) <= 0 for bound in on_costs)
+        return all(bound.is_kept(costs) for bound in on_costs)
 
     task = SamplingTask(
-        space=problem.space.conditioning.narrowed(_explored_ranges(spec)),
+        space=explored_space(spec, trainable),
         objectives=objectives,
         num_points=section.num_points,
         seed=section.seed,
@@ -262,13 +272,56 @@ class Session:
             with self._timed("training"):
                 records = train_all(self.spec, self.splits, self.folder / "trials", self.progress)
                 self.records = {record.trial.trial_id: record for record in records}
+            explored = self._validation_units()
             with self._timed("exploring"):
-                self._explore("val", self._validation_units())
+                self._explore("val", explored)
             with self._timed("testing"):
-                self._explore("test", self._test_units())
+                self._explore("test", self._test_units(explored))
         with self._timed("reporting"):
             self._report()
         set_state(self.folder, status="finished")
+
+    def refine(
+        self, bounds: Sequence[Bound], objective: Objective, method: str, num_points: int
+    ) -> None:
+        """Evaluate new settings around the answer to a query, in rounds that close in on it.
+
+        They are evaluated on validation alone: the test split is looked at once.
+        """
+        self._read_recorded()
+        trainable = build_trainable(self.spec, method)
+        space = explored_space(self.spec, trainable)
+        limits = [b for b in bounds if b.name in trainable.problem.known_costs]
+        self.progress.phase("refining", num_points)
+        for number in range(NUM_ROUNDS):
+            table = PointTable.of(columns_of(self.store.load()), method=method)
+            answer = table.query(bounds, objective=objective)
+            point = answer.point or answer.nearest
+            assert point is not None
+            if answer.feasible and objective.name in trainable.problem.known_costs:
+                # what is no cheaper than the answer cannot be a better one
+                kind: Literal["max", "min"] = "max" if objective.direction == "minimize" else "min"
+                end = -math.inf if kind == "max" else math.inf
+                limit = math.nextafter(point.costs[objective.name], end)
+                limits.append(Bound(objective.name, kind, limit))
+            settings = settings_around(
+                dict(point.conditioning),
+                [dict(table.point(index).conditioning) for index in range(len(table))],
+                space,
+                num_points * (number + 1) // NUM_ROUNDS - num_points * number // NUM_ROUNDS,
+                is_admissible=lambda s: all(b.is_kept(trainable.costs(s)) for b in limits),
+            )
+            if not settings:
+                break
+            name = f"refined-{len(self.recorded)}"
+            chunk = Chunk(name, "val", point.trial_ids, tuple(settings))
+            folders = {one: self.folder / "trials" / one for one in point.trial_ids}
+            self.records = {one: read_record(folder) for one, folder in folders.items()}
+            self._record(chunk, list(self._frozen_models("val").evaluate(chunk)))
+            for index, _ in enumerate(settings):
+                self.progress.update(f"{name}-{index}", 1.0)
+        set_state(self.folder, num_measurements=len(self.recorded))
+        self._report()
 
     def _read_recorded(self) -> None:
         """Take what the tables hold; where images count, with the values of its images alone."""
@@ -339,24 +392,24 @@ class Session:
             seed=section.seed,
         )
 
-    def _test_units(self) -> list[Unit]:
-        """Everything that was explored, once more on the test split."""
+    def _test_units(self, explored: Sequence[Unit]) -> list[Unit]:
+        """Everything that was explored to its last image, once more on the test split."""
         units = []
-        for name, records in self._groups().items():
-            trial_ids = tuple(record.trial.trial_id for record in records)
-            explored = {
-                key[2]: dict(row.conditioning)
-                for key, row in sorted(self.recorded.items())
-                if key[0] in trial_ids and key[1] == "val" and self._is_complete(row)
-            }
-            units.append(Unit(name, "test", trial_ids, ListSampler(list(explored.values()))))
+        for unit in explored:
+            settings = [
+                setting
+                for _, chunk in sorted(unit.chunks.items())
+                for setting in chunk.settings
+                if self._is_complete(self.recorded[unit.trial_ids[0], "val", setting_id(setting)])
+            ]
+            units.append(Unit(unit.name, "test", unit.trial_ids, ListSampler(settings)))
         return units
 
     def _sampler(self, method: str) -> Sampler:
         journal_path = self.folder / "study.journal" if method == self.spec.method else None
         return sampler_of(self.spec, method, self.objectives, journal_path)
 
-    def _explore(self, split: str, units: Sequence[Unit]) -> None:
+    def _frozen_models(self, split: str) -> FrozenModels:
         trials = {trial_id: record.trial for trial_id, record in self.records.items()}
         weights = {
             trial_id: {
@@ -366,7 +419,10 @@ class Session:
             for trial_id in trials
         }
         spec_data = self.spec.model_dump(mode="json")
-        models = FrozenModels(spec_data, trials, weights, {split: self.splits[split]})
+        return FrozenModels(spec_data, trials, weights, {split: self.splits[split]})
+
+    def _explore(self, split: str, units: Sequence[Unit]) -> None:
+        models = self._frozen_models(split)
         section = self.spec.explore
         plan = Plan(
             units,

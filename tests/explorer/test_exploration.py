@@ -236,3 +236,60 @@ def test_test_row_without_the_values_of_its_images_is_measured_again(finished, t
     session._read_recorded()
     assert len(session.recorded) == 14 - 2
     assert measurements_store(exploration.folder).load().num_rows == 14
+
+
+# Refined around an answer
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    shutil.copytree(finished.folder, tmp_path / "runs" / finished.id)
+    return open_exploration(finished.id, tmp_path / "runs")
+
+
+@pytest.mark.ray
+def test_refining_stores_new_settings_around_the_answer(copied):
+    before = copied.table()
+    phis = before["conditioning/phi"][(before["method"] == "sshn") & (before["split"] == "val")]
+    first = copied.query()
+    answer = copied.refine(6)
+    after = copied.table()
+    new = ~np.isin(after["conditioning/phi"], before["conditioning/phi"])
+    assert new.sum() == 6
+    assert set(after["split"][new]) == {"val"}
+    assert set(after["trial_id"][new]) == {"sshn-s0"}
+    low, high = sorted(phis[np.argsort(np.abs(phis - first.point.conditioning["phi"]))[1:3]])
+    assert low <= after["conditioning/phi"][new][0] <= high  # later ones follow the answer
+    assert answer.point.metrics["dice"] >= first.point.metrics["dice"]
+    assert copied.state["num_measurements"] == len(after["split"]) == 20
+    assert (copied.folder / "frontier.html").stat().st_mtime > (
+        copied.folder / "spec.yaml"
+    ).stat().st_mtime
+
+
+@pytest.mark.ray
+def test_refining_looks_for_cheaper_settings_alone_when_cost_is_asked_for(copied):
+    objective = Objective("macs", "minimize")
+    assert copied.query(objective=objective).point.conditioning == {"phi": 0.0}
+    assert copied.refine(6, objective=objective).point.conditioning == {"phi": 0.0}
+    assert copied.state["num_measurements"] == 14  # nothing is cheaper than the smallest network
+
+
+@pytest.mark.ray
+def test_refined_settings_are_never_evaluated_on_test(copied):
+    copied.refine(2)
+    copied.refine(2)
+    assert copied.state["num_measurements"] == 18
+    resume(copied.id, runs_dir=copied.folder.parent)
+    assert copied.state["num_measurements"] == 18
+
+
+@pytest.mark.ray
+def test_refining_asks_for_a_finished_amortised_exploration(copied):
+    with pytest.raises(InputError, match="fixed is trained for each setting"):
+        copied.refine(2, method="fixed")
+    with pytest.raises(InputError, match="unknown metric or cost 'dize'"):
+        copied.refine(2, [Bound("dize", "min", 0.5)])
+    set_state(copied.folder, status="interrupted")
+    with pytest.raises(InputError, match="tiny-1 is interrupted: refine it once explorer resume"):
+        copied.refine(2)
