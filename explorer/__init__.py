@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from explorer.exploration import Exploration, open_exploration, resume, run
+    from explorer.extensions import Extensions
     from explorer.queries import Bound
     from explorer.specs import ExplorationSpec, load_spec
 
 _HOMES = {
     "Bound": "explorer.queries",
     "Exploration": "explorer.exploration",
+    "Extensions": "explorer.extensions",
     "ExplorationSpec": "explorer.specs",
     "load_spec": "explorer.specs",
     "open_exploration": "explorer.exploration",
@@ -26,6 +28,7 @@ __all__ = [
     "Bound",
     "Exploration",
     "ExplorationSpec",
+    "Extensions",
     "load_spec",
     "open_exploration",
     "resume",

@@ -21,6 +21,7 @@ from explorer.exploration import (
 )
 from explorer.exploration import resume as resume_exploration
 from explorer.exploration import run as run_spec
+from explorer.extensions import Extensions, find, names_of
 from explorer.presentation import (
     show_answer,
     show_comparison,
@@ -297,9 +298,10 @@ def ui(
 
 @datasets_app.command("list")
 def datasets_list(as_json: Json = False) -> None:
-    """List the registered data sets."""
+    """List the data sets that are shipped or brought by installed packages."""
     from trainables.datasets.sources import DATASETS
 
+    known = names_of("datasets", DATASETS, Extensions())
     rows = [
         {
             "name": source.name,
@@ -308,7 +310,7 @@ def datasets_list(as_json: Json = False) -> None:
             "labels": len(source.labels),
             "summary": source.summary,
         }
-        for source in DATASETS.values()
+        for source in (find("datasets", name, DATASETS, Extensions()) for name in known)
     ]
     _print(rows, as_json, lambda: show_table(rows, empty=""))
 
@@ -320,12 +322,9 @@ def datasets_check(
     as_json: Json = False,
 ) -> None:
     """Count and validate the files of a data set; exit 2 when something is wrong."""
-    from search_spaces.errors import unknown_name
     from trainables.datasets.sources import DATASETS
 
-    if name not in DATASETS:
-        raise unknown_name("data set", name, DATASETS)
-    report = DATASETS[name].check(root)
+    report = find("datasets", name, DATASETS, Extensions()).check(root)
     document = {
         "name": name,
         "root": str(root),

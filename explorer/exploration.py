@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from explorer.comparisons import compare
+from explorer.extensions import Extensions
 from explorer.measurements import columns_of
 from explorer.progress import ProgressReport
 from explorer.queries import Answer, Bound, Columns, Point, PointTable
@@ -51,13 +52,14 @@ class Exploration:
 
     Args:
         folder: RUNS/ID.
+        extensions: what its spec names beside what is shipped and installed.
 
     Raises:
         InputError: no exploration lies there, or its files are damaged.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, *, extensions: Extensions | None = None) -> None:
+        self.folder, self.extensions = folder, extensions or Extensions()
         self.id = folder.name
         if not (folder / "state.json").is_file():
             known = ", ".join(e for e in exploration_ids(folder.parent)) or "none"
@@ -80,7 +82,7 @@ class Exploration:
             data = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise InputError(f"{path}: expected the exploration's spec; restore it") from error
-        return spec_of(data, str(path))
+        return spec_of(data, str(path)).extended(self.extensions)
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
@@ -133,7 +135,7 @@ class Exploration:
             RunError: it could not be carried out; what was measured is kept.
         """
         from explorer.session import Session
-        from trainables.methods import TRAINABLES
+        from explorer.training import method_of
 
         method, objective = method or self.spec.method, objective or self.objectives[0]
         if self.state["status"] != "finished":
@@ -141,7 +143,7 @@ class Exploration:
                 f"{self.id} is {self.state['status']}: refine it once explorer resume {self.id} "
                 f"has finished it"
             )
-        if not TRAINABLES[method].is_amortised:
+        if not method_of(self.spec, method).is_amortised:
             raise InputError(f"{method} is trained for each setting: there is nothing to refine")
         self.query(bounds, objective=objective, method=method)  # a wrong question costs nothing
         dataset = _unchanged_data(self)
@@ -241,15 +243,25 @@ def _local(runs_dir: str | Path | None) -> Path:
     return Path(runs_dir or default_runs_dir())
 
 
-def open_exploration(exploration_id: str, runs_dir: str | Path | None = None) -> Exploration:
+def open_exploration(
+    exploration_id: str,
+    runs_dir: str | Path | None = None,
+    *,
+    extensions: Extensions | None = None,
+) -> Exploration:
     """An exploration by its id.
+
+    Args:
+        exploration_id: as `run` told it.
+        runs_dir: where explorations live.
+        extensions: what its spec names beside what is shipped and installed.
 
     Raises:
         InputError: there is none of that id.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", exploration_id):
         raise InputError(f"expected an exploration id such as demo-1, got {exploration_id!r}")
-    return Exploration(_local(runs_dir) / exploration_id)
+    return Exploration(_local(runs_dir) / exploration_id, extensions=extensions)
 
 
 def run(
@@ -257,6 +269,7 @@ def run(
     *,
     runs_dir: str | Path | None = None,
     new: bool = False,
+    extensions: Extensions | None = None,
     progress: ProgressReport | None = None,
 ) -> Exploration:
     """Carry out a spec: train, explore, test, compare, track.
@@ -265,6 +278,7 @@ def run(
         spec: what to do.
         runs_dir: where explorations live; default `EXPLORER_RUNS_DIR` or `runs/`.
         new: start again although an exploration of the same spec is unfinished.
+        extensions: what the spec names beside what is shipped and installed.
         progress: where to show progress; nowhere by default.
 
     Raises:
@@ -274,6 +288,7 @@ def run(
     from explorer.session import check_spec, code_version, load_data
 
     runs = _local(runs_dir)
+    spec = spec.extended(extensions or Extensions())
     objectives = check_spec(spec)
     if not new:
         _refuse_unfinished(spec, runs)
@@ -293,7 +308,7 @@ def run(
         "objectives": [asdict(objective) for objective in objectives],
     }
     write_json(folder / "state.json", state)
-    exploration = Exploration(folder)
+    exploration = Exploration(folder, extensions=extensions)
     _carry_out(exploration, dataset, progress)
     return exploration
 
@@ -302,6 +317,7 @@ def resume(
     exploration_id: str,
     *,
     runs_dir: str | Path | None = None,
+    extensions: Extensions | None = None,
     progress: ProgressReport | None = None,
 ) -> Exploration:
     """Carry on an exploration that was stopped; nothing recorded is computed again.
@@ -312,7 +328,7 @@ def resume(
     """
     from explorer.session import check_spec
 
-    exploration = open_exploration(exploration_id, runs_dir)
+    exploration = open_exploration(exploration_id, runs_dir, extensions=extensions)
     if _digest(exploration.folder / "spec.yaml") != exploration.state["spec_file_digest"]:
         raise InputError(
             f"{exploration.folder / 'spec.yaml'} changed since the exploration began; restore it, "

@@ -238,7 +238,7 @@ class FrozenModels:
     """Trained models by trial, ready to be asked; each is rebuilt once where it is used.
 
     Args:
-        spec_data: the exploration's spec as plain data.
+        spec: of the exploration.
         trials: what each model is.
         weights: name to array, per trial.
         data: images per split.
@@ -246,12 +246,12 @@ class FrozenModels:
 
     def __init__(
         self,
-        spec_data: Mapping[str, Any],
+        spec: ExplorationSpec,
         trials: Mapping[str, Trial],
         weights: Mapping[str, Mapping[str, NDArray[Any]]],
         data: Mapping[str, Arrays],
     ) -> None:
-        self.spec = ExplorationSpec.model_validate(spec_data)
+        self.spec = spec
         self.trials, self.weights, self.data = trials, weights, data
         self.built: dict[str, tuple[Trainable, nn.Module]] = {}
 

@@ -17,19 +17,19 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from explorer.extensions import Extensions, find
 from explorer.queries import Columns, Point
 from explorer.specs import ExplorationSpec
 from explorer.store import read_json
 from explorer.training import build_trainable, read_record, read_weights
-from search_spaces.errors import InputError, RunError, unknown_name
+from search_spaces.errors import InputError, RunError
 from search_spaces.problem import Objective
 from search_spaces.space import Value
-from trainables.networks.unet import UNet
+from trainables.networks.architectures import NETWORKS
 from trainables.scale_space import MaterializedNetwork, ScaleSpaceSegmentation
 from trainables.train_loop import load_tensors, read_tensors
 
 FORMAT_VERSION = 1
-NETWORKS = {"unet": UNet}
 WEIGHTS_FILE, NETWORK_FILE = "weights.safetensors", "network.json"
 
 
@@ -68,7 +68,8 @@ def materialize(
     trial_dir = folder / "trials" / trial_id
     trial = read_record(trial_dir).trial
     trainable = build_trainable(spec, trial.method, trial.settled)
-    assert isinstance(trainable, ScaleSpaceSegmentation)
+    if not isinstance(trainable, ScaleSpaceSegmentation):
+        raise InputError(f"method {trial.method}: its networks cannot be handed over")
     module = trainable.build(trial.seed)
     load_tensors(module, read_weights(trial_dir), str(trial_dir))
     names = trainable.problem.space.conditioning.names
@@ -99,8 +100,7 @@ def export(
     """
     trial_id = _best_trial(columns, objective, point)
     network = materialize(folder, spec, trial_id, point.conditioning)
-    primary = network.primary
-    assert isinstance(primary, UNet)
+    primary: Any = network.primary
     weights = {name: tensor.contiguous() for name, tensor in network.settled.items()}
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"--output {output}: expected a new or empty folder")
@@ -111,7 +111,7 @@ def export(
         save_file(weights, output / WEIGHTS_FILE)
         description = {
             "format_version": FORMAT_VERSION,
-            "architecture": "unet",
+            "architecture": spec.model.network,
             "arguments": primary.arguments,
             "factors": list(network.factors),
             "input": {
@@ -137,8 +137,14 @@ def export(
     return Export(output, trial_id, point)
 
 
-def load_network(folder: str | Path) -> MaterializedNetwork:
+def load_network(
+    folder: str | Path, *, extensions: Extensions | None = None
+) -> MaterializedNetwork:
     """Rebuild an exported network: maps images (B, C, *spatial) in [-1, 1] to logits.
+
+    Args:
+        folder: of the export.
+        extensions: has the architecture, where it is neither shipped nor installed.
 
     Raises:
         InputError: missing or damaged files, another format, or weights of other names or shapes.
@@ -151,9 +157,8 @@ def load_network(folder: str | Path) -> MaterializedNetwork:
                 f"{folder / NETWORK_FILE}: expected format_version {FORMAT_VERSION}, got "
                 f"{description['format_version']}; export the network again"
             )
-        if description["architecture"] not in NETWORKS:
-            raise unknown_name("architecture", description["architecture"], NETWORKS)
-        build = NETWORKS[description["architecture"]]
+        architecture = description["architecture"]
+        build = find("networks", architecture, NETWORKS, extensions or Extensions())
         primary = build(**description["arguments"])
         factors = tuple(float(factor) for factor in description["factors"])
     except (KeyError, TypeError, ValueError) as error:

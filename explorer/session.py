@@ -27,6 +27,7 @@ from explorer.exploring import (
     Unit,
     explore,
 )
+from explorer.extensions import find
 from explorer.measurements import (
     Measurement,
     columns_of,
@@ -42,13 +43,14 @@ from explorer.queries import Bound, PointTable
 from explorer.racing import Race, Values
 from explorer.refining import settings_around
 from explorer.reporting import draw, track
-from explorer.samplers import SAMPLERS, Sampler, SamplingTask, make_sampler
+from explorer.samplers import SAMPLERS, Sampler, SamplingTask
 from explorer.specs import ExplorationSpec
 from explorer.store import measurements_store, read_json, samples_store, set_state
 from explorer.training import (
     TrialRecord,
     build_trainable,
     dataset_source,
+    method_of,
     ray_session,
     read_record,
     read_weights,
@@ -61,7 +63,6 @@ from search_spaces.problem import Objective
 from search_spaces.space import Config, SearchSpace
 from trainables.base import Arrays, Trainable
 from trainables.datasets.base import ImageDataset, split_indices
-from trainables.methods import TRAINABLES
 
 NUM_ROUNDS = 4  # of a refinement
 
@@ -113,7 +114,7 @@ def check_spec(spec: ExplorationSpec) -> tuple[Objective, ...]:
     """
     trainable = build_trainable(spec)
     space = trainable.problem.space.conditioning
-    if not TRAINABLES[spec.method].is_amortised:
+    if not method_of(spec, spec.method).is_amortised:
         raise InputError(
             f"method: {spec.method} has nothing to explore; use it as a baseline with a grid"
         )
@@ -127,8 +128,7 @@ def check_spec(spec: ExplorationSpec) -> tuple[Objective, ...]:
             raise InputError(f"{section}: {error}") from None
     if any(low == high for low, high in _explored_ranges(spec).values()):
         raise InputError("explore.space: needed, since a range of train.prior has no width")
-    if spec.explore.sampler not in SAMPLERS:
-        raise unknown_name("explore.sampler", spec.explore.sampler, SAMPLERS)
+    find("samplers", spec.explore.sampler, SAMPLERS, spec.extensions)
     require_resources(spec)
     _check_trials(spec)
     objectives = _objectives(spec, trainable)
@@ -139,9 +139,7 @@ def check_spec(spec: ExplorationSpec) -> tuple[Objective, ...]:
 
 def _check_trials(spec: ExplorationSpec) -> None:
     for baseline in spec.baselines:
-        if baseline.method not in TRAINABLES:
-            raise unknown_name("method", baseline.method, TRAINABLES)
-        is_amortised = TRAINABLES[baseline.method].is_amortised
+        is_amortised = method_of(spec, baseline.method).is_amortised
         if is_amortised == bool(baseline.grid):
             expected = "is amortised and takes no" if is_amortised else "needs"
             raise InputError(f"baselines: {baseline.method} {expected} grid, got {baseline.grid}")
@@ -227,7 +225,7 @@ def sampler_of(
         admissible=is_admissible if on_costs else None,
         journal_path=journal_path,
     )
-    return make_sampler(section.sampler, task)
+    return find("samplers", section.sampler, SAMPLERS, spec.extensions)(task)
 
 
 class Session:
@@ -418,8 +416,7 @@ class Session:
             }
             for trial_id in trials
         }
-        spec_data = self.spec.model_dump(mode="json")
-        return FrozenModels(spec_data, trials, weights, {split: self.splits[split]})
+        return FrozenModels(self.spec, trials, weights, {split: self.splits[split]})
 
     def _explore(self, split: str, units: Sequence[Unit]) -> None:
         models = self._frozen_models(split)

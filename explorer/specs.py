@@ -19,11 +19,13 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
     StringConstraints,
     ValidationError,
     model_validator,
 )
 
+from explorer.extensions import Extensions
 from explorer.quantities import parse_quantity
 from search_spaces.errors import InputError
 
@@ -82,9 +84,12 @@ class DatasetSpec(Section):
 class ModelSpec(Section):
     """The primary network and how its weights are conditioned.
 
-    `encoder_widths` and `decoder_widths` together replace `width`.
+    `options` go to the network's constructor. `encoder_widths` and `decoder_widths` together
+    replace `width`.
     """
 
+    network: str = "unet"
+    options: dict[str, Any] = {}
     width: Width = 16
     stages: Annotated[Whole, Field(ge=2, le=8)] = 5
     encoder_widths: Annotated[Widths, Field(min_length=2)] | None = None
@@ -199,6 +204,18 @@ class ExplorationSpec(Section):
     baselines: tuple[BaselineSpec, ...] = ()
     max_failures: Whole = 0
     tracking: bool = True
+    _extensions: Extensions = PrivateAttr(default_factory=Extensions)
+
+    @property
+    def extensions(self) -> Extensions:
+        """What its names may stand for beside what is shipped and installed."""
+        return self._extensions
+
+    def extended(self, extensions: Extensions) -> ExplorationSpec:
+        """The same spec with names of its own."""
+        spec = self.model_copy()
+        spec._extensions = extensions
+        return spec
 
     @model_validator(mode="after")
     def _methods_differ(self) -> ExplorationSpec:

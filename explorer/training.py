@@ -27,16 +27,18 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from safetensors.torch import save_file
 from torch import nn
 
+from explorer.extensions import find
 from explorer.progress import ProgressReport
 from explorer.specs import BaselineSpec, ExplorationSpec
 from explorer.store import read_json, write_json
-from search_spaces.errors import InputError, RunError, UserError, unknown_name
+from search_spaces.errors import InputError, RunError, UserError
 from search_spaces.rescaling import rescaling_space
 from search_spaces.space import Config
 from trainables.base import Arrays, Trainable, TrainConfig
 from trainables.datasets.base import DatasetSource
 from trainables.datasets.sources import DATASETS
-from trainables.methods import TRAINABLES
+from trainables.methods import TRAINABLES, Method
+from trainables.networks.architectures import NETWORKS
 from trainables.scale_space import SegmentationModel
 from trainables.train_loop import PlainContext, TrainResult, read_tensors, train
 
@@ -96,9 +98,16 @@ class TrialRecord:
 
 def dataset_source(spec: ExplorationSpec) -> DatasetSource:
     """The registered data set that the spec names."""
-    if spec.dataset.name not in DATASETS:
-        raise unknown_name("data set", spec.dataset.name, DATASETS)
-    return DATASETS[spec.dataset.name]
+    return find("datasets", spec.dataset.name, DATASETS, spec.extensions)
+
+
+def method_of(spec: ExplorationSpec, name: str) -> Method:
+    """The registered method of that name.
+
+    Raises:
+        InputError: there is none.
+    """
+    return find("methods", name, TRAINABLES, spec.extensions)
 
 
 def build_trainable(
@@ -109,9 +118,7 @@ def build_trainable(
     Raises:
         InputError: unknown method or data set, or a model that does not fit.
     """
-    method = method or spec.method
-    if method not in TRAINABLES:
-        raise unknown_name("method", method, TRAINABLES)
+    construct = method_of(spec, method or spec.method).construct
     source, model = dataset_source(spec), spec.model
     labels = source.labels_of(spec.dataset.options) if source.labels_of else source.labels
     channels = spec.dataset.options.get("channels", source.channels)
@@ -121,23 +128,29 @@ def build_trainable(
         )
     stages, prior = model.stages, spec.train.prior
     factors = rescaling_space(num_factors=model.num_factors).names
-    return TRAINABLES[method].construct(
-        SegmentationModel(
-            in_channels=channels,
-            labels=labels,
-            size=spec.dataset.size or source.size,
-            encoder_widths=model.encoder_widths or (model.width,) * stages,
-            decoder_widths=model.decoder_widths or (model.width,) * (stages - 1),
-            num_factors=model.num_factors,
-            rounding=model.rounding,
-            centre=tuple(sum(prior.get(name, (0.0, 1.0))) / 2 for name in factors),
-            encoding=model.encoding,
-            hidden_sizes=model.hidden_sizes,
-            initialisation=model.initialisation,
-            dice_share=spec.train.dice_share,
-        ),
-        settled,
+    segmentation = SegmentationModel(
+        in_channels=channels,
+        labels=labels,
+        size=spec.dataset.size or source.size,
+        encoder_widths=model.encoder_widths or (model.width,) * stages,
+        decoder_widths=model.decoder_widths or (model.width,) * (stages - 1),
+        num_factors=model.num_factors,
+        rounding=model.rounding,
+        centre=tuple(sum(prior.get(name, (0.0, 1.0))) / 2 for name in factors),
+        encoding=model.encoding,
+        hidden_sizes=model.hidden_sizes,
+        initialisation=model.initialisation,
+        dice_share=spec.train.dice_share,
+        network=find("networks", model.network, NETWORKS, spec.extensions),
+        network_name=model.network,
+        network_options=model.options,
     )
+    try:
+        return construct(segmentation, settled)
+    except TypeError as error:
+        if "keyword argument" not in str(error):
+            raise
+        raise InputError(f"model.options of {model.network}: {error}") from None
 
 
 def train_config(spec: ExplorationSpec, trainable: Trainable, trial: Trial) -> TrainConfig:
@@ -316,9 +329,7 @@ def _tune_trials(
     with tempfile.TemporaryDirectory(prefix="tune_") as storage:
         tuner = tune.Tuner(
             tune.with_resources(
-                tune.with_parameters(
-                    _tune_trial, spec_data=spec.model_dump(mode="json"), data=[shared]
-                ),
+                tune.with_parameters(_tune_trial, spec=spec, data=[shared]),
                 needs,
             ),
             param_space={
@@ -457,10 +468,9 @@ class WorkerContext:
 
 
 def _tune_trial(
-    config: dict[str, Any], spec_data: dict[str, Any], data: list[ray.ObjectRef[Any]]
+    config: dict[str, Any], spec: ExplorationSpec, data: list[ray.ObjectRef[Any]]
 ) -> None:
     """Train one trial inside a Ray Tune trial; leaves `trial.json` and its weights."""
-    spec = ExplorationSpec.model_validate(spec_data)
     trial = Trial(**config["trial"])
     folder = Path(config["folder"]) / trial.trial_id
     if spec.train.num_workers == 0:
@@ -472,7 +482,7 @@ def _tune_trial(
     digest = hashlib.sha256(f"{spec.digest}{trial}".encode()).hexdigest()[:12]
     trainer = ray.train.torch.TorchTrainer(
         _train_worker,
-        train_loop_config={**config, "spec_data": spec_data, "data": data},
+        train_loop_config={**config, "spec": spec, "data": data},
         scaling_config=ray.train.ScalingConfig(
             num_workers=spec.train.num_workers,
             use_gpu=spec.train.gpus_per_worker > 0,
@@ -495,7 +505,7 @@ def _tune_trial(
 
 def _train_worker(config: dict[str, Any]) -> None:
     """Train one trial as a Ray Train worker; the first one leaves the record and the weights."""
-    spec = ExplorationSpec.model_validate(config["spec_data"])
+    spec: ExplorationSpec = config["spec"]
     trial = Trial(**config["trial"])
     with tempfile.TemporaryDirectory(prefix="worker_") as scratch_dir:
         context = WorkerContext(Path(scratch_dir))

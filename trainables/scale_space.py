@@ -6,9 +6,10 @@ Imaging"; eq. 2, sections 4.3 and 4.4.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +49,9 @@ class SegmentationModel:
         hidden_sizes: of the hypernetwork, and of FiLM's network.
         initialisation: of the hypernetwork.
         dice_share: part of the epochs that train on soft Dice, after cross-entropy.
+        network: constructs the primary network; see `trainables.networks.base`.
+        network_name: what it is called in `NETWORKS`.
+        network_options: further keywords of its constructor.
     """
 
     in_channels: int
@@ -62,6 +66,15 @@ class SegmentationModel:
     hidden_sizes: tuple[int, ...] = (10, 100)
     initialisation: Initialisation = "residual"
     dice_share: float = 0.5
+    network: Callable[..., nn.Module] = field(default=UNet, repr=False)  # a repr with no address
+    network_name: str = "unet"
+    network_options: Mapping[str, Any] = field(default_factory=dict)
+
+
+# of a primary network, the model, the centre of the conditioning (d,), and random numbers
+Conditioner: TypeAlias = Callable[
+    [nn.Module, SegmentationModel, Tensor, torch.Generator], ConditionedNetwork
+]
 
 
 class MaterializedNetwork(nn.Module):
@@ -95,15 +108,23 @@ class ScaleSpaceSegmentation:
         model: network and data shape.
         settled: rescaling factors that are training parameters (the `fixed` baseline); when
             given, nothing is drawn while training.
+        condition: how the primary network's weights follow the conditioning; by default as the
+            shipped method of that name does.
 
     Raises:
         InputError: factors outside [0, 1], or a `num_factors` that the network does not have.
     """
 
     def __init__(
-        self, method: str, model: SegmentationModel, settled: Config | None = None
+        self,
+        method: str,
+        model: SegmentationModel,
+        settled: Config | None = None,
+        *,
+        condition: Conditioner | None = None,
     ) -> None:
         self.method, self.model = method, model
+        self.condition = condition or CONDITIONED_NETWORKS[method]
         problem = rescaling_problem(num_factors=model.num_factors)
         self.space = problem.space
         self.settled: Config = self.space.validate(settled) if settled else {}
@@ -117,27 +138,28 @@ class ScaleSpaceSegmentation:
             )
             if share > 0
         )
-        if model.num_factors not in (1, len(model.decoder_widths)):
+        if model.num_factors not in (1, self.skeleton.num_rescalings):
             raise InputError(
                 f"model.num_factors must be 1 or the number of downsampling steps, "
-                f"{len(model.decoder_widths)}; got {model.num_factors}"
+                f"{self.skeleton.num_rescalings}; got {model.num_factors}"
             )
 
     def __repr__(self) -> str:
         return f"ScaleSpaceSegmentation({self.method!r}, {self.model!r}, {self.settled!r})"
 
-    def _primary(self) -> UNet:
-        return UNet(
+    def _primary(self) -> Any:
+        return self.model.network(
             in_channels=self.model.in_channels,
             out_channels=len(self.model.labels) + 1,
             encoder_widths=self.model.encoder_widths,
             decoder_widths=self.model.decoder_widths,
             num_dims=len(self.model.size),
             rounding=self.model.rounding,
+            **self.model.network_options,
         )
 
     @cached_property
-    def skeleton(self) -> UNet:
+    def skeleton(self) -> Any:
         """The primary network without storage: structure for costs and materialised weights."""
         with torch.device("meta"):
             return self._primary()
@@ -167,7 +189,7 @@ class ScaleSpaceSegmentation:
         primary = self._primary()
         initialise_primary(primary, generator=generator)
         centre = torch.tensor(self.model.centre or (0.5,) * len(self.space))
-        return CONDITIONED_NETWORKS[self.method](primary, self.model, centre, generator)
+        return self.condition(primary, self.model, centre, generator)
 
     def loss(
         self, module: nn.Module, images: Tensor, masks: Tensor, conditioning: Config, stage: str
@@ -196,11 +218,8 @@ class ScaleSpaceSegmentation:
 
     def sizes(self, conditioning: Config) -> dict[str, list[int]]:
         operations = self.skeleton.operations(self.model.size, self.factors(conditioning))
-        return {
-            operation.name.removesuffix(".conv1"): list(operation.size)
-            for operation in operations
-            if operation.name.endswith((".conv1", "head"))
-        }
+        stages = [one for one in operations if one.name.endswith((".conv1", "head"))]
+        return {one.name.removesuffix(".conv1"): list(one.size) for one in stages or operations}
 
 
 def _hyper(
@@ -234,9 +253,7 @@ def _unconditioned(
     return ConditionedNetwork(primary)
 
 
-CONDITIONED_NETWORKS: dict[
-    str, Callable[[nn.Module, SegmentationModel, Tensor, torch.Generator], ConditionedNetwork]
-] = {
+CONDITIONED_NETWORKS: dict[str, Conditioner] = {
     "sshn": _hyper,
     "film": _film,
     "stochastic": _unconditioned,

@@ -235,8 +235,7 @@ def frozen_models(*, num_images=3, **changed):
     rng = np.random.default_rng(0)
     images = rng.standard_normal((num_images, 1, 16, 16), dtype=np.float32)
     masks = rng.integers(0, 5, (num_images, 16, 16)).astype(np.uint8)
-    spec_data = SPEC.model_dump(mode="json")
-    return FrozenModels(spec_data, TRIALS, weights | changed, {"val": Arrays(images, masks)})
+    return FrozenModels(SPEC, TRIALS, weights | changed, {"val": Arrays(images, masks)})
 
 
 def test_exploring_in_process_evaluates_every_setting_on_every_seed():
