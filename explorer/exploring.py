@@ -32,7 +32,7 @@ from explorer.specs import ExplorationSpec
 from explorer.training import Trial, build_trainable, ray_session, root_cause
 from search_spaces.errors import RunError
 from search_spaces.space import Config
-from trainables.base import Arrays, Trainable
+from trainables.base import Arrays, Precision, Trainable
 from trainables.train_loop import evaluate_network, load_tensors
 
 Key = tuple[str, str, str]
@@ -251,7 +251,7 @@ class FrozenModels:
         weights: Mapping[str, Mapping[str, NDArray[Any]]],
         data: Mapping[str, Arrays],
     ) -> None:
-        self.spec = spec
+        self.spec, self.precision = spec, spec.explore.precision
         self.trials, self.weights, self.data = trials, weights, data
         self.built: dict[str, tuple[Trainable, nn.Module]] = {}
 
@@ -267,53 +267,73 @@ class FrozenModels:
         return self.built[trial_id]
 
     def evaluate(self, chunk: Chunk) -> Iterator[Evaluation]:
-        """Evaluate every setting of a chunk on each of its models, seeds side by side."""
+        """Evaluate every setting of a chunk on each of its models."""
         torch.set_num_threads(self.spec.train.num_threads)
-        race, num_samples = chunk.race, len(self.data[chunk.split])
-        blocks = race.blocks if race else [np.arange(num_samples)]
-        rivals = list(chunk.rivals)
-        for setting in chunk.settings:
-            runs = [_Run(self, trial_id, chunk.split, setting) for trial_id in chunk.trial_ids]
-            for block in blocks:
-                for run in runs:
-                    run.see(block)
-                if race and race.is_lost(runs[0].costs, _seen(runs), runs[0].seen, rivals):
-                    break
-            else:
-                if race:
-                    rivals.append(Rival(runs[0].costs, _seen(runs, in_order=True)))
-            yield from (run.evaluation() for run in runs)
+        return evaluate_chunk(chunk, len(self.data[chunk.split]), self._start)
 
+    def precision_shift(self, trial_id: str, split: str, setting: Config) -> dict[str, float]:
+        """How far the present precision moves each metric from float32."""
+        everything, means = np.arange(len(self.data[split])), []
+        for precision in ("float32", self.precision):
+            run = self._start(trial_id, split, setting, precision=precision)
+            means.append({name: np.nanmean(v) for name, v in run.look(everything).items()})
+        return {name: abs(float(means[1][name] - means[0][name])) for name in means[0]}
 
-class _Run:
-    """One model at one setting, seeing block after block of a split's images."""
-
-    def __init__(self, models: FrozenModels, trial_id: str, split: str, setting: Config) -> None:
-        self.trial_id, self.split, self.setting = trial_id, split, setting
-        self.data, self.channels_last = models.data[split], models.spec.train.channels_last
-        self.trainable, module = models.model(trial_id)
-        asked = {n: setting[n] for n in self.trainable.problem.space.conditioning.names}
+    def _start(
+        self, trial_id: str, split: str, setting: Config, *, precision: Precision | None = None
+    ) -> Run:
+        trainable, module = self.model(trial_id)
+        data, channels_last = self.data[split], self.spec.train.channels_last
+        device = next(module.parameters()).device
+        asked = {n: setting[n] for n in trainable.problem.space.conditioning.names}
         start = time.process_time()
         with torch.inference_mode():
-            self.network = self.trainable.materialize(module, asked)
-        self.spent_s = time.process_time() - start
-        self.device = next(module.parameters()).device
-        self.costs = self.trainable.costs(asked)
-        self.seen = np.zeros(0, dtype=np.int64)
-        self.parts: list[Values] = []
+            network = trainable.materialize(module, asked)
+
+        def look(block: NDArray[np.int64]) -> Values:
+            some = Arrays(data.images[block], data.masks[block]) if len(block) < len(data) else data
+            return evaluate_network(
+                trainable,
+                network,
+                some,
+                device,
+                precision=precision or self.precision,
+                channels_last=channels_last,
+            )
+
+        run = Run(trial_id, split, setting, trainable.costs(asked), look)
+        run.spent_s = time.process_time() - start
+        return run
+
+
+@dataclass
+class Run:
+    """One model at one setting, looking at block after block of a split's images.
+
+    Attributes:
+        costs: known before the first look.
+        look: values (n,) per metric of the n images with these indices, in ascending order when
+            all are asked for at once.
+        seen: (n,) indices of the images so far.
+        parts: values of each block.
+        spent_s: processor seconds so far.
+    """
+
+    trial_id: str
+    split: str
+    setting: Config
+    costs: Mapping[str, float]
+    look: Callable[[NDArray[np.int64]], Values]
+    seen: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    parts: list[Values] = field(default_factory=list)
+    spent_s: float = 0.0
 
     def see(self, block: NDArray[np.int64]) -> None:
-        """Evaluate the images of one more block."""
+        """Look at one more block."""
         start = time.process_time()
-        whole = len(block) == len(self.data)
-        data = self.data if whole else Arrays(self.data.images[block], self.data.masks[block])
-        self.parts.append(
-            evaluate_network(
-                self.trainable, self.network, data, self.device, channels_last=self.channels_last
-            )
-        )
+        self.parts.append(self.look(block))
         self.spent_s += time.process_time() - start
-        self.seen = np.concatenate([self.seen, np.arange(len(data)) if whole else block])
+        self.seen = np.concatenate([self.seen, block])
 
     def values(self, *, in_order: bool = False) -> Values:
         """(n,) values per metric as they were seen, or in the order of the images."""
@@ -321,21 +341,49 @@ class _Run:
         names = self.parts[0]
         return {name: np.concatenate([p[name] for p in self.parts])[order] for name in names}
 
-    def evaluation(self) -> Evaluation:
+    def evaluation(self, *, is_complete: bool) -> Evaluation:
+        """What goes into the table."""
         return Evaluation(
             trial_id=self.trial_id,
             split=self.split,
             setting=self.setting,
             values=self.values(in_order=True),
             sample_indices=np.sort(self.seen),
-            is_complete=len(self.seen) == len(self.data),
+            is_complete=is_complete,
             costs=self.costs,
             evaluation_s=self.spent_s,
             time=time.time(),
         )
 
 
-def _seen(runs: Sequence[_Run], *, in_order: bool = False) -> Values:
+def evaluate_chunk(
+    chunk: Chunk, num_samples: int, start: Callable[[str, str, Config], Run]
+) -> Iterator[Evaluation]:
+    """Evaluate every setting of a chunk, seeds side by side, each until its race is decided.
+
+    Args:
+        chunk: what to evaluate.
+        num_samples: images of the chunk's split.
+        start: makes the run of a trial, split and setting.
+    """
+    race, everything = chunk.race, np.arange(num_samples)
+    blocks = race.blocks if race and race.num_blocks > 1 else [everything]
+    rivals = list(chunk.rivals)
+    for setting in chunk.settings:
+        runs = [start(trial_id, chunk.split, setting) for trial_id in chunk.trial_ids]
+        first = runs[0]
+        for block in blocks:
+            for run in runs:
+                run.see(block)
+            if race and race.is_lost(first.costs, _seen(runs), first.seen, rivals):
+                break
+        is_complete = len(first.seen) == num_samples
+        if race and is_complete:
+            rivals.append(Rival(first.costs, _seen(runs, in_order=True)))
+        yield from (run.evaluation(is_complete=is_complete) for run in runs)
+
+
+def _seen(runs: Sequence[Run], *, in_order: bool = False) -> Values:
     return mean_over_seeds([run.values(in_order=in_order) for run in runs])
 
 

@@ -63,8 +63,10 @@ from search_spaces.problem import Objective
 from search_spaces.space import Config, SearchSpace
 from trainables.base import Arrays, Trainable
 from trainables.datasets.base import ImageDataset, split_indices
+from trainables.train_loop import validation_settings
 
 NUM_ROUNDS = 4  # of a refinement
+MAX_SHIFT = 1e-3  # of a metric, by a lower precision
 
 
 def load_data(spec: ExplorationSpec) -> ImageDataset:
@@ -430,7 +432,27 @@ class Session:
         )
         what = "exploring on validation" if split == "val" else "final pass on test"
         self.progress.phase(what)
+        if section.precision != "float32":
+            self._settle_precision(models, units)
         explore(plan, models, self._record, self.progress, num_workers=section.num_workers)
+
+    def _settle_precision(self, models: FrozenModels, units: Sequence[Unit]) -> None:
+        """Go back to float32 where less moves a metric at the ends or the middle of the prior."""
+        for unit in units:
+            trial_id = unit.trial_ids[0]
+            trainable, _ = models.model(trial_id)
+            space = trainable.problem.space.conditioning
+            for setting in validation_settings(space, self.spec.train.prior)[::2]:
+                whole = setting | self.records[trial_id].trial.settled
+                shifts = models.precision_shift(trial_id, unit.split, whole)
+                name = max(shifts, key=lambda name: shifts[name])
+                if shifts[name] >= MAX_SHIFT:
+                    self.progress.say(
+                        f"{models.precision} moves {name} of {trial_id} by {shifts[name]:.4f}, "
+                        f"{MAX_SHIFT} or more: evaluated in float32"
+                    )
+                    models.precision = "float32"
+                    return
 
     def _record(self, chunk: Chunk, evaluations: Sequence[Evaluation]) -> list[Measurement]:
         """Write a finished chunk to the tables and return its rows."""

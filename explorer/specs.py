@@ -165,6 +165,7 @@ class ExploreSpec(Section):
     parameter for `grid`, in all for other samplers. `constraints` are bounds such as
     `{max: {macs: 0.6G}, min: {dice: 0.9}}`. With `racing` (`{}` for its defaults) a setting that
     cannot be on the front any more is given up before its last image: for search, not for tables.
+    `precision: bf16` gives way to float32 where it moves a metric by 0.001 or more.
     """
 
     space: dict[str, Range] | None = None
@@ -176,6 +177,7 @@ class ExploreSpec(Section):
     objectives: dict[str, Literal["maximize", "minimize"]] | None = None
     constraints: dict[Literal["max", "min"], dict[str, Quantity]] = {}
     racing: RacingSpec | None = None
+    precision: Literal["float32", "bf16"] = "float32"
     seed: Whole = 0
 
     @model_validator(mode="after")

@@ -11,7 +11,7 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,9 @@ from search_spaces.space import Config, Parameter, SearchSpace
 from trainables.base import Arrays, Precision, Trainable, TrainConfig, TrainContext
 
 NUM_VALIDATION_SETTINGS = 5
+# Larger batches are no faster (`make bench evaluation`), and take memory.
 EVALUATION_BATCH_SIZE = 64
+EVALUATION_BATCH_VOXELS = 2**20
 UNREPORTED = "unreported_"
 STATE_KEYS = frozenset(
     {"epoch", "best_epoch", "best_metric", "history", "train_s", "wall_s", "training"}
@@ -487,6 +489,11 @@ def evaluate_setting(
     )
 
 
+def evaluation_batch_size(size: Sequence[int]) -> int:
+    """Images of a spatial size that are evaluated at a time."""
+    return max(1, min(EVALUATION_BATCH_SIZE, EVALUATION_BATCH_VOXELS // math.prod(size)))
+
+
 def evaluate_network(
     trainable: Trainable,
     network: nn.Module,
@@ -495,6 +502,7 @@ def evaluate_network(
     *,
     precision: Precision = "float32",
     channels_last: bool = False,
+    batch_size: int | None = None,
 ) -> dict[str, NDArray[np.float64]]:
     """Values (n,) per metric and label of every image; the images pass in batches in their order.
 
@@ -505,12 +513,14 @@ def evaluate_network(
         device: where the network is.
         precision: of the primary network.
         channels_last: memory format of images and features.
+        batch_size: images at a time; by default `evaluation_batch_size`.
     """
     layout = memory_format(channels_last, data.images.ndim - 2)
+    size = batch_size or evaluation_batch_size(data.masks.shape[1:])
     parts: dict[str, list[Tensor]] = {}
     with torch.inference_mode():
-        for start in range(0, len(data), EVALUATION_BATCH_SIZE):
-            batch = slice(start, start + EVALUATION_BATCH_SIZE)
+        for start in range(0, len(data), size):
+            batch = slice(start, start + size)
             x = torch.from_numpy(data.images[batch]).to(device).contiguous(memory_format=layout)
             y = torch.from_numpy(data.masks[batch]).to(device).long()
             with autocast(device, precision):

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import cost
+import evaluation
 import numpy as np
+import racing
 import step
 import throughput
 import torch
@@ -27,6 +29,8 @@ BENCHMARKS: dict[str, Callable[[], Mapping[str, Sequence[Row]]]] = {
     "step": step.measure,
     "throughput": throughput.measure,
     "cost": cost.measure,
+    "racing": racing.measure,
+    "evaluation": evaluation.measure,
 }
 DETAILS = {"channels_last", "weights", "rounds", "ratio_of_sums", "first_ms", "calls"}  # JSON only
 BUSY = 0.3  # load average per core from which the numbers are called provisional

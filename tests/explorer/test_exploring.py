@@ -282,6 +282,18 @@ def test_weights_of_another_model_are_refused_by_name():
         next(models.evaluate(chunk))
 
 
+def test_shift_of_a_precision_is_told_per_metric():
+    models = frozen_models(num_images=40)
+    assert set(models.precision_shift("sshn-s0", "val", {"phi": 0.5}).values()) == {0.0}
+    models.precision = "bf16"
+    shifts = models.precision_shift("sshn-s0", "val", {"phi": 0.5})
+    half = next(models.evaluate(Chunk("c", "val", ("sshn-s0",), ({"phi": 0.5},)))).values["dice"]
+    models.precision = "float32"
+    full = next(models.evaluate(Chunk("c", "val", ("sshn-s0",), ({"phi": 0.5},)))).values["dice"]
+    assert shifts["dice"] == pytest.approx(abs(half.mean() - full.mean()), rel=1e-9)
+    assert not np.array_equal(half, full)
+
+
 # Races
 
 

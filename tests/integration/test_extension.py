@@ -99,3 +99,13 @@ def test_name_that_two_places_give_is_refused():
 def test_known_names_include_what_is_brought():
     known = names_of("samplers", {"grid": 1}, Extensions(samplers={"mine": 2}))
     assert known == ["grid", "mine"]
+
+
+def test_readme_shows_the_package_that_is_tested():
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    module = (PACKAGE / "explorer_discs.py").read_text()
+    (shown,) = [b for b in readme.split("```python\n") if b.startswith("class LinearNetwork")]
+    assert shown.partition("```")[0].strip() in module
+    for line in (PACKAGE / "pyproject.toml").read_text().splitlines():
+        if "explorer_discs:" in line or "entry-points" in line:
+            assert line in readme
