@@ -9,12 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from explorer.queries import (
-    Bound,
-    Columns,
-    PointTable,
-    parse_bound,
-)
+from explorer.measurements import Columns
+from explorer.queries import Bound, PointTable, parse_bound
 from search_spaces.errors import InputError
 from search_spaces.problem import Objective
 
