@@ -249,8 +249,9 @@ def query(
     """
     exploration = open_exploration(exploration_id, runs_dir)
     if knee and (maximize or minimize):
-        raise InputError("--knee is of the exploration's own objectives: leave --maximize and "
-                         "--minimize out")
+        raise InputError(
+            "--knee is of the exploration's own objectives: leave --maximize and --minimize out"
+        )
     if knee:
         answer = exploration.knee(
             _bounds(at_most, at_least), method=method, seeds=seeds, dataset=dataset

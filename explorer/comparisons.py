@@ -333,7 +333,9 @@ def _iso_cost(
         return empty
     spent = reference.costs[cost.name]
     point = table.query([Bound(cost.name, "max", spent)], objective=quality).point
-    own, others = (one.losses([quality, Objective(cost.name, "minimize")]) for one in (table, other))
+    own, others = (
+        one.losses([quality, Objective(cost.name, "minimize")]) for one in (table, other)
+    )
     low = max(losses[:, 1].min() for losses in (own, others))
     high = min(losses[:, 1].max() for losses in (own, others))
     gain = None

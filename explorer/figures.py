@@ -166,7 +166,9 @@ def metric_against_cost(
     return figure
 
 
-def hypervolume_growth(histories: Mapping[str, Mapping[str, Sequence[float]]], *, main: str) -> Figure:
+def hypervolume_growth(
+    histories: Mapping[str, Mapping[str, Sequence[float]]], *, main: str
+) -> Figure:
     """Hypervolume of each method's front against the number of settings evaluated.
 
     Args:
@@ -542,9 +544,7 @@ def _draw_attainment(
     axes.fill_between(x, low, high, step="post", color=color, alpha=alpha, linewidth=0)
 
 
-def _steps(
-    surface: Mapping[str, Sequence[float]], x: Array, x_axis: _Axis, y_axis: _Axis
-) -> Array:
+def _steps(surface: Mapping[str, Sequence[float]], x: Array, x_axis: _Axis, y_axis: _Axis) -> Array:
     """The best metric of a surface at each cost or less; NaN below its cheapest point."""
     costs = np.asarray(surface[x_axis.name]) / x_axis.divisor
     order = np.argsort(costs)

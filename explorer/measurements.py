@@ -68,7 +68,7 @@ class Coded:
     names: tuple[str | None, ...]
 
     def __getitem__(self, row: int) -> str | None:
-        return self.names[self.codes[row]]
+        return self.names[int(self.codes[row])]
 
     @classmethod
     def of(cls, values: NDArray[Any]) -> Coded:

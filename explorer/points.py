@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -192,7 +191,9 @@ class PointRows:
         """Positions of the points in the order in which their first rows were recorded."""
         return np.argsort(np.minimum.reduceat(self.rows, self.offsets[:-1]))
 
-    def point(self, index: int, *, metrics: Mapping[str, Floats], costs: Mapping[str, Floats]) -> Point:
+    def point(
+        self, index: int, *, metrics: Mapping[str, Floats], costs: Mapping[str, Floats]
+    ) -> Point:
         """The point at a position, its metrics and costs from the means given."""
         rows = self.rows[self.offsets[index] : self.offsets[index + 1]].tolist()
         setting = self.settings[index]
@@ -278,9 +279,7 @@ def _is(column: Any, name: str) -> NDArray[np.bool_]:
     return codes == column.names.index(name) if name in column.names else np.zeros(len(codes), bool)
 
 
-def _of_seeds(
-    values: Any, chosen: NDArray[np.bool_], seeds: Collection[int]
-) -> NDArray[np.bool_]:
+def _of_seeds(values: Any, chosen: NDArray[np.bool_], seeds: Collection[int]) -> NDArray[np.bool_]:
     known = np.unique(values[chosen]).astype(int).tolist()
     for seed in seeds:
         if seed not in known:

@@ -119,8 +119,9 @@ def show_comparison(comparison: Mapping[str, Any]) -> None:
         _show_gain(console, main, name, found, quality=quality, cost=cost)
     for name, shares in comparison["dominance"].items():
         console.print(
-            f"{main} dominates {100 * shares['share_of_other_dominated']:.0f} % of the front of "
-            f"{name}, which dominates {100 * shares['share_of_own_dominated']:.0f} % of its own"
+            f"the front of {main} dominates {100 * shares['share_of_other_dominated']:.0f} % of "
+            f"that of {name}, and is dominated by it in "
+            f"{100 * shares['share_of_own_dominated']:.0f} % of its points"
         )
 
 
@@ -136,7 +137,8 @@ def _show_gain(
     if found["mean_gain"] is not None:
         low, high = (_number(value) for value in found["range"])
         console.print(
-            f"  mean over budgets of {low} to {high} {cost}: {100 * found['mean_gain']:+.2f} points"
+            f"{main} minus {name} on validation, mean over budgets of {low} to {high} {cost}: "
+            f"{100 * found['mean_gain']:+.2f} points of {quality}"
         )
 
 

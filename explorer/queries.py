@@ -157,7 +157,9 @@ class PointTable:
         metrics, costs = rows.means("metric/"), rows.means("cost/")
         if "macs" in costs:
             costs.setdefault("flops", 2 * costs["macs"])
-        return cls(metrics, costs, rows, BlockSearch({**costs, **metrics}, _along_a_cost(costs, rows)))
+        return cls(
+            metrics, costs, rows, BlockSearch({**costs, **metrics}, _along_a_cost(costs, rows))
+        )
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -229,9 +231,7 @@ class PointTable:
         keys = [self._worst_violation(bounds), _loss(objective), *breaks]
         nearest = self._search.first(keys, required=names)
         if nearest is None:
-            raise InputError(
-                f"expected a point with all of {', '.join(names)}: none was measured"
-            )
+            raise InputError(f"expected a point with all of {', '.join(names)}: none was measured")
         return Answer(bounds, reason=self._reason(bounds, names), nearest=self.point(nearest))
 
     def best(self, objective: Objective) -> Point:
@@ -307,7 +307,8 @@ class PointTable:
                 (read(objective) - limit) / scale
                 for (objective, limit), scale in zip([b.limit for b in bounds], ranges, strict=True)
             ]
-            return np.maximum(np.maximum.reduce(beyond), 0.0)
+            violation: Floats = np.maximum(np.max(beyond, axis=0), 0.0)
+            return violation
 
         return worst
 

@@ -261,9 +261,7 @@ class TableStore:
                 )
         return table.select(columns)
 
-    def _read_part(
-        self, part: _Part, is_wanted: Callable[[str], bool], verify: bool
-    ) -> pa.Table:
+    def _read_part(self, part: _Part, is_wanted: Callable[[str], bool], verify: bool) -> pa.Table:
         try:
             with self._filesystem.open_input_file(f"{self._root}/{part.file}") as source:
                 if verify and hashlib.sha256(source.read()).hexdigest() != part.sha256:

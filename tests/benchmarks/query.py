@@ -1,4 +1,4 @@
-"""A query on a million stored rows; front and hypervolume of 50,000 points against moocore's own."""
+"""A query on a million stored rows; front and hypervolume of 50,000 points over moocore's own."""
 
 import json
 import subprocess
@@ -6,6 +6,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,12 @@ from search_spaces.problem import Objective
 
 NUM_ROWS = 1_000_000
 # Seeds, decimals that dice is rounded to (None: all values differ), parts on the disk.
-TABLES: tuple[tuple[int, int | None, int], ...] = ((1, None, 1), (3, None, 1), (1, 2, 1), (3, 2, 50))
+TABLES: tuple[tuple[int, int | None, int], ...] = (
+    (1, None, 1),
+    (3, None, 1),
+    (1, 2, 1),
+    (3, 2, 50),
+)
 NUM_QUERIES = 100  # of each kind
 NUM_LOADS = 5
 NUM_POINTS = 50_000
@@ -162,7 +168,8 @@ def query_rows(exploration: Exploration) -> list[dict[str, Any]]:
         "budget": lambda: ([Bound("macs", "max", rng.uniform(5e7, 3e8))], DICE),
         "cheapest": lambda: ([Bound("dice", "min", rng.uniform(0.7, 0.95))], MACS),
         "label, in flops": lambda: (
-            [Bound("dice/nucleus", "min", rng.uniform(0.7, 0.9))], Objective("flops", "minimize")
+            [Bound("dice/nucleus", "min", rng.uniform(0.7, 0.9))],
+            Objective("flops", "minimize"),
         ),
         "three bounds": lambda: (
             [
@@ -202,7 +209,7 @@ def query_rows(exploration: Exploration) -> list[dict[str, Any]]:
     column = exploration.points().values("dice")
     pass_ms = 1e3 * min(seconds_of(lambda: column <= 0.5) for _ in range(NUM_QUERIES))
     rows = []
-    for name, own in [*times.items(), ("all", sum(times.values(), []))]:
+    for name, own in [*times.items(), ("all", list(chain(*times.values())))]:
         wall, cpu = np.array(own).T
         median, rare = np.quantile(wall, [0.5, 0.99]).tolist()
         rows.append(
@@ -261,9 +268,7 @@ def front_rows() -> list[dict[str, Any]]:
 def front_row(
     name: str, what: str, num_front: int, ours: Callable[[], Any], theirs: Callable[[], Any]
 ) -> dict[str, Any]:
-    own, floor = np.array(
-        [(seconds_of(ours), seconds_of(theirs)) for _ in range(NUM_ROUNDS)]
-    ).T
+    own, floor = np.array([(seconds_of(ours), seconds_of(theirs)) for _ in range(NUM_ROUNDS)]).T
     low, ratio, high = np.quantile(own / floor, [0.25, 0.5, 0.75]).tolist()
     return {
         "points": name,
