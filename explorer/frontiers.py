@@ -108,11 +108,8 @@ class Frontier:
         names = np.asarray(ids)
         if names.shape != (len(points),):
             raise ValueError(f"expected one id for each of {len(points)} points, got {len(names)}")
-        kept = np.flatnonzero(_nondominated_mask(points))
-        first = points[kept, 0]
-        if not (first[1:] > first[:-1]).all():
-            kept = kept[_sorting(points[kept])]
-        return cls(_read_only(points[kept]), _read_only(names[kept]))
+        kept = _sorted_rows(points, np.flatnonzero(_nondominated_mask(points)))
+        return cls(_read_only(points.take(kept, axis=0)), _read_only(names.take(kept)))
 
     def __len__(self) -> int:
         return len(self.losses)
@@ -137,13 +134,16 @@ def _hypervolume(points: NDArray[np.float64], ref_point: ArrayLike) -> float:
     return float(moocore.hypervolume(points, ref=ref)) if len(points) else 0.0
 
 
-def _sorting(points: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Positions by first loss, ties by the next ones, equal rows in their order."""
-    first = np.argsort(points[:, 0])
-    ascending = points[first, 0]
-    if (ascending[1:] > ascending[:-1]).all():
-        return first  # several times faster than comparing whole rows
-    return np.lexsort(points.T[::-1])
+def _sorted_rows(points: NDArray[np.float64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Rows by first loss, ties by the next ones, equal rows in their order."""
+    first = points[:, 0].take(rows)
+    if (first[1:] > first[:-1]).all():
+        return rows
+    order = np.argsort(first)  # several times faster than comparing whole points
+    ascending = first.take(order)
+    if not (ascending[1:] > ascending[:-1]).all():
+        order = np.lexsort(points.take(rows, axis=0).T[::-1])
+    return rows.take(order)
 
 
 def _validated(losses: ArrayLike) -> NDArray[np.float64]:

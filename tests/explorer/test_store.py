@@ -323,13 +323,13 @@ def test_load_while_the_writer_compacts_reads_the_new_part(store, monkeypatch):
     read = TableStore._read
     calls = []
 
-    def compact_first(self, parts, columns, *, verify):
+    def compact_first(self, parts, columns, **options):
         calls.append(len(parts))
         if len(calls) == 1:
             with monkeypatch.context() as patch:
                 patch.setattr(TableStore, "_read", read)
                 TableStore(self.path).compact()
-        return read(self, parts, columns, verify=verify)
+        return read(self, parts, columns, **options)
 
     monkeypatch.setattr(TableStore, "_read", compact_first)
     assert phis(store) == [0.1, 0.2]
