@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -58,6 +58,11 @@ Set = Annotated[
 ]
 Max = Annotated[list[str] | None, typer.Option("--max", help="Upper bound: macs=0.6G. Repeatable.")]
 Min = Annotated[list[str] | None, typer.Option("--min", help="Lower bound: dice=0.9. Repeatable.")]
+Maximize = Annotated[
+    str | None,
+    typer.Option("--maximize", help="What to maximise [default: the first objective]."),
+]
+Minimize = Annotated[str | None, typer.Option("--minimize", help="What to minimise instead.")]
 Method = Annotated[str | None, typer.Option("--method", help="Ask this method, not the main one.")]
 SpecSource = Annotated[str, typer.Argument(metavar="SPEC", help="A preset's name or a YAML file.")]
 Id = Annotated[str, typer.Argument(metavar="ID", help="An exploration, such as demo-1.")]
@@ -212,33 +217,61 @@ def query(
     exploration_id: Id,
     at_most: Max = None,
     at_least: Min = None,
-    maximize: Annotated[str | None, typer.Option("--maximize", help="What to maximise.")] = None,
-    minimize: Annotated[str | None, typer.Option("--minimize", help="What to minimise.")] = None,
+    maximize: Maximize = None,
+    minimize: Minimize = None,
+    knee: Annotated[
+        bool,
+        typer.Option("--knee", help="The front's knee: beyond it, each gain costs far more."),
+    ] = False,
     method: Method = None,
     refine: Annotated[
         int,
         typer.Option("--refine", min=0, help="Evaluate N new settings around the answer first."),
     ] = 0,
+    seeds: Annotated[
+        list[int] | None,
+        typer.Option("--seed", help="Average this seed only, not all. Repeatable."),
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option("--dataset", help="Refuse to answer from another data set than this one."),
+    ] = None,
     runs_dir: RunsDir = None,
     as_json: Json = False,
 ) -> None:
     """Ask for the best setting within bounds; exit 3 when nothing fits.
 
-    Chosen on validation, its test value beside it. Examples:
+    Bounds and objectives name metrics (dice), labels of metrics (dice/nucleus) and costs (macs,
+    flops, parameters, activation_bytes). Chosen on validation, its test value beside it. Examples:
 
         explorer query demo-1 --max macs=10M
+
         explorer query demo-1 --min dice=0.85 --minimize macs
+
         explorer query demo-1 --min dice=0.85 --minimize macs --refine 20
+
+        explorer query demo-1 --min dice/region1=0.8 --max parameters=20k --max macs=14M
+
+        explorer query demo-1 --knee --method fixed --seed 0
     """
     exploration = open_exploration(exploration_id, runs_dir)
-    bounds, objective = _question(at_most, at_least, maximize, minimize)
-    if refine:
-        with _stdout_to_stderr():
-            answer = exploration.refine(
-                refine, bounds, objective=objective, method=method, progress=ProgressReport()
-            )
+    if knee and (maximize or minimize or refine):
+        raise InputError(
+            "--knee is of the exploration's own objectives: leave --maximize, --minimize and "
+            "--refine out"
+        )
+    bounds, objective = _bounds(at_most, at_least), _objective(maximize, minimize)
+    if knee:
+        answer = exploration.knee(bounds, method=method, seeds=seeds, dataset=dataset)
     else:
-        answer = exploration.query(bounds, objective=objective, method=method)
+        if refine:
+            with _stdout_to_stderr():
+                exploration.refine(
+                    refine, bounds, objective=objective, method=method, progress=ProgressReport()
+                )
+        answer = exploration.query(
+            bounds, objective=objective, method=method, seeds=seeds, dataset=dataset
+        )
     _print(answer.to_json(), as_json, lambda: show_answer(answer))
     if not answer.feasible:
         raise typer.Exit(3)
@@ -250,8 +283,8 @@ def export(
     output: Annotated[Path, typer.Option("--output", help="A new folder.")],
     at_most: Max = None,
     at_least: Min = None,
-    maximize: Annotated[str | None, typer.Option("--maximize", help="What to maximise.")] = None,
-    minimize: Annotated[str | None, typer.Option("--minimize", help="What to minimise.")] = None,
+    maximize: Maximize = None,
+    minimize: Minimize = None,
     method: Method = None,
     format_name: Annotated[
         str, typer.Option("--format", help="safetensors: weights, and a JSON to rebuild from.")
@@ -263,8 +296,9 @@ def export(
     if format_name != "safetensors":
         raise InputError(f"--format {format_name}: unknown; known: safetensors")
     exploration = open_exploration(exploration_id, runs_dir)
-    bounds, objective = _question(at_most, at_least, maximize, minimize)
-    answer = exploration.query(bounds, objective=objective, method=method)
+    answer = exploration.query(
+        _bounds(at_most, at_least), objective=_objective(maximize, minimize), method=method
+    )
     if answer.point is None:
         _print(answer.to_json(), as_json, lambda: show_answer(answer))
         raise typer.Exit(3)
@@ -387,21 +421,17 @@ def _print(document: Any, as_json: bool, text: Callable[[], None]) -> None:
         text()
 
 
-def _question(
-    at_most: list[str] | None,
-    at_least: list[str] | None,
-    maximize: str | None,
-    minimize: str | None,
-) -> tuple[list[Bound], Objective | None]:
+def _objective(maximize: str | None, minimize: str | None) -> Objective | None:
     if maximize and minimize:
         raise InputError("--maximize and --minimize: expected one of them, got both")
-    objective: Objective | None = None
-    if maximize or minimize:
-        direction: Literal["maximize", "minimize"] = "maximize" if maximize else "minimize"
-        objective = Objective(maximize or minimize or "", direction)
-    bounds: list[Bound] = [parse_bound(text, "max") for text in at_most or ()]
-    bounds += [parse_bound(text, "min") for text in at_least or ()]
-    return bounds, objective
+    if minimize:
+        return Objective(minimize, "minimize")
+    return Objective(maximize, "maximize") if maximize else None
+
+
+def _bounds(at_most: list[str] | None, at_least: list[str] | None) -> list[Bound]:
+    bounds = [parse_bound(text, "max") for text in at_most or ()]
+    return bounds + [parse_bound(text, "min") for text in at_least or ()]
 
 
 def _assignments(texts: list[str]) -> dict[str, Any]:

@@ -5,14 +5,23 @@ Shapes: s seeds, i images; selection is on the validation split, test values sta
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from explorer.queries import Columns, Floats, Point, PointTable
+from explorer.attainment import (
+    additive_epsilon,
+    attainment_surfaces,
+    hypervolume_history,
+    mean_gap,
+    share_dominated,
+)
+from explorer.measurements import CodedColumns, Columns
+from explorer.points import Floats, Point, methods_on, point_columns
+from explorer.queries import Bound, PointTable
 from search_spaces.errors import unknown_name
 from search_spaces.problem import Objective
 
@@ -177,6 +186,35 @@ def method_costs(columns: Columns) -> dict[str, MethodCost]:
     return costs
 
 
+def method_tables(columns: CodedColumns) -> dict[str, PointTable]:
+    """The points of every method on validation, in the order in which methods were recorded."""
+    columns = point_columns(columns)
+    return {name: PointTable.of(columns, method=name) for name in methods_on(columns, "val")}
+
+
+def front_statistics(
+    columns: CodedColumns, tables: Mapping[str, PointTable], objectives: Sequence[Objective]
+) -> dict[str, dict[str, Any]]:
+    """What the fronts of methods attain on validation, as plain data.
+
+    Per method: the hypervolume; how it grew with the settings in the order in which they were
+    recorded, each at its mean over all seeds; and the attainment surfaces over the fronts of
+    single seeds (None for fewer than two seeds, or other than two or three objectives). The
+    reference point is the worst value of each objective over all points of all methods.
+    """
+    columns = point_columns(columns)
+    ref_point = _ref_point(tables.values(), objectives)
+    statistics = {}
+    for name, table in tables.items():
+        counts, volumes = hypervolume_history(table.losses(objectives), ref_point)
+        statistics[name] = {
+            "hypervolume": volumes[-1] if volumes else 0.0,
+            "hypervolume_history": {"num_settings": counts, "hypervolume": volumes},
+            "attainment": _attainment(columns, name, table.seeds, objectives),
+        }
+    return statistics
+
+
 def compare(
     columns: Columns,
     samples: Columns | None,
@@ -188,22 +226,23 @@ def compare(
     """How a method does against the others, as plain data.
 
     Per method: cost, its ratio to the main method's (training alone, and with the evaluations
-    counted), the best point on validation, hypervolume; per other method: the paired difference
-    on test and the iso-accuracy saving, chosen on validation.
+    counted), the best point on validation, `front_statistics`; per other method: the paired
+    difference on test, and chosen on validation the iso-accuracy saving, the iso-cost gain and
+    which front dominates how much of the other. `ref_point` holds losses.
     """
     costs = method_costs(columns)
     quality, cost = objectives[0], objectives[-1]
-    tables = {name: PointTable.of(columns, method=name) for name in costs}
-    ref_point = _ref_point(tables.values(), objectives)
+    tables = method_tables(columns)
+    statistics = front_statistics(columns, tables, objectives)
     best = {name: table.best(quality) for name, table in tables.items()}
     methods = {}
-    for name, table in tables.items():
+    for name in tables:
         own, main = costs[name], costs[method]
         methods[name] = {
             **asdict(own),
             "train_ratio": own.train_s / main.train_s,
             "total_ratio": (own.train_s + own.evaluation_s) / (main.train_s + main.evaluation_s),
-            "hypervolume": table.frontier(objectives).hypervolume(ref_point),
+            **statistics[name],
             "best": best[name].to_json(),
         }
     differences = (
@@ -211,6 +250,10 @@ def compare(
         if samples is None
         else paired_differences(samples, method=method, metric=quality.name, ranges=ranges)
     )
+    ref_point = _ref_point(tables.values(), objectives)
+    scale = ref_point - _ideal_point(tables.values(), objectives)
+    main_table = tables[method]
+    others = [name for name in tables if name != method]
     return {
         "method": method,
         "objectives": [asdict(objective) for objective in objectives],
@@ -218,17 +261,46 @@ def compare(
         "methods": methods,
         "paired_on_test": [asdict(difference) for difference in differences],
         "iso_accuracy": {
-            name: _iso_accuracy(tables[method], best[name], quality, cost)
-            for name in tables
-            if name != method
+            name: _iso_accuracy(main_table, best[name], quality, cost) for name in others
+        },
+        "iso_cost": {
+            name: _iso_cost(main_table, tables[name], best[name], quality, cost) for name in others
+        },
+        "dominance": {
+            name: _dominance(main_table, tables[name], objectives, scale) for name in others
         },
     }
 
 
-def _ref_point(tables: Any, objectives: Sequence[Objective]) -> Floats:
+def _attainment(
+    columns: CodedColumns, method: str, seeds: Sequence[int], objectives: Sequence[Objective]
+) -> dict[str, Any] | None:
+    if len(seeds) < 2:
+        return None
+    tables = [PointTable.of(columns, method=method, seeds=[seed]) for seed in seeds]
+    surfaces = attainment_surfaces([table.frontier(objectives).losses for table in tables])
+    if surfaces is None:
+        return None
+    told = {
+        name: {
+            objective.name: objective.from_loss(own).tolist()
+            for objective, own in zip(objectives, surface.T, strict=True)
+        }
+        for name, surface in surfaces.items()
+    }
+    return {"num_seeds": len(seeds), **told}
+
+
+def _ref_point(tables: Iterable[PointTable], objectives: Sequence[Objective]) -> Floats:
     """The worst value of every objective over all points, as losses; the same for all methods."""
     losses = [[o.to_loss(t.values(o.name)) for o in objectives] for t in tables]
     return np.array([max(np.nanmax(own[k]) for own in losses) for k in range(len(objectives))])
+
+
+def _ideal_point(tables: Iterable[PointTable], objectives: Sequence[Objective]) -> Floats:
+    """The best value of every objective over all points, as losses."""
+    losses = [[o.to_loss(t.values(o.name)) for o in objectives] for t in tables]
+    return np.array([min(np.nanmin(own[k]) for own in losses) for k in range(len(objectives))])
 
 
 def _iso_accuracy(
@@ -241,3 +313,53 @@ def _iso_accuracy(
         return {"target": target, "point": None, "saving": None}
     saving = 1 - point.costs[cost.name] / reference.costs[cost.name]
     return {"target": target, "point": point.to_json(), "saving": saving}
+
+
+def _iso_cost(
+    table: PointTable,
+    other: PointTable,
+    reference: Point,
+    quality: Objective,
+    cost: Objective,
+) -> dict[str, Any]:
+    """The best point on validation that costs at most what another method's best does.
+
+    `gain` is by how much it is better (in the quality's unit, positive is better), `mean_gain` the
+    same as a mean over the costs that both methods cover, `range`, with each method at its best
+    point within the cost.
+    """
+    empty = {"cost": None, "point": None, "gain": None, "mean_gain": None, "range": None}
+    if cost.name not in reference.costs:
+        return empty
+    spent = reference.costs[cost.name]
+    point = table.query([Bound(cost.name, "max", spent)], objective=quality).point
+    own, others = (
+        one.losses([quality, Objective(cost.name, "minimize")]) for one in (table, other)
+    )
+    low = max(losses[:, 1].min() for losses in (own, others))
+    high = min(losses[:, 1].max() for losses in (own, others))
+    gain = None
+    if point is not None:
+        found, target = (one.metrics[quality.name] for one in (point, reference))
+        gain = quality.to_loss(target) - quality.to_loss(found)
+    return {
+        "cost": spent,
+        "point": None if point is None else point.to_json(),
+        "gain": gain,
+        "mean_gain": mean_gap(own, others, low, high) if low < high else None,
+        "range": [float(low), float(high)] if low < high else None,
+    }
+
+
+def _dominance(
+    table: PointTable, other: PointTable, objectives: Sequence[Objective], scale: Floats
+) -> dict[str, float]:
+    """How two fronts stand: shares dominated, and additive epsilons as shares of the range."""
+    own, others = (one.frontier(objectives).losses for one in (table, other))
+    scale = np.where(scale > 0, scale, 1.0)
+    return {
+        "share_of_other_dominated": share_dominated(others, by=own),
+        "share_of_own_dominated": share_dominated(own, by=others),
+        "epsilon": additive_epsilon(own, others, scale=scale),
+        "epsilon_of_other": additive_epsilon(others, own, scale=scale),
+    }

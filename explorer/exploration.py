@@ -9,8 +9,8 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +19,16 @@ import yaml
 
 from explorer.comparisons import compare
 from explorer.extensions import Extensions
-from explorer.measurements import columns_of
+from explorer.measurements import (
+    FIXED_FIELDS,
+    CodedColumns,
+    Columns,
+    coded_columns_of,
+    columns_of,
+)
+from explorer.points import FIXED_COLUMNS, Point
 from explorer.progress import ProgressReport
-from explorer.queries import Answer, Bound, Columns, Point, PointTable
+from explorer.queries import Answer, Bound, PointTable
 from explorer.specs import ExplorationSpec, spec_of
 from explorer.store import (
     measurements_store,
@@ -40,11 +47,21 @@ if TYPE_CHECKING:
     from trainables.datasets.base import ImageDataset
 
 DEFAULT_RUNS_DIR = "runs"
+MAX_POINT_TABLES = 8  # of methods, splits and seeds asked for last, kept for the next question
 
 
 def default_runs_dir() -> Path:
     """`EXPLORER_RUNS_DIR` where it is set, otherwise `runs/` in the working directory."""
     return Path(os.environ.get("EXPLORER_RUNS_DIR") or DEFAULT_RUNS_DIR)
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """The measurements as they were published under a version, and the points made of them."""
+
+    version: str
+    columns: CodedColumns
+    tables: dict[tuple[Any, ...], PointTable] = field(default_factory=dict)
 
 
 class Exploration:
@@ -61,6 +78,7 @@ class Exploration:
     def __init__(self, folder: Path, *, extensions: Extensions | None = None) -> None:
         self.folder, self.extensions = folder, extensions or Extensions()
         self.id = folder.name
+        self._loaded: _Loaded | None = None
         if not (folder / "state.json").is_file():
             known = ", ".join(e for e in exploration_ids(folder.parent)) or "none"
             raise InputError(f"no exploration {self.id!r} in {folder.parent}; there are: {known}")
@@ -84,7 +102,7 @@ class Exploration:
             raise InputError(f"{path}: expected the exploration's spec; restore it") from error
         return spec_of(data, str(path)).extended(self.extensions)
 
-    @property
+    @cached_property
     def objectives(self) -> tuple[Objective, ...]:
         """The objectives of the front; the first is a query's default."""
         return tuple(Objective(**objective) for objective in self.state["objectives"])
@@ -96,16 +114,49 @@ class Exploration:
             InputError: nothing was measured yet, or the store is damaged.
         """
         columns = columns_of(measurements_store(self.folder).load())
-        if not len(columns["split"]):
+        self._refuse_empty(columns["split"])
+        return columns
+
+    def points(
+        self,
+        *,
+        method: str | None = None,
+        split: str = "val",
+        seeds: Collection[int] | None = None,
+    ) -> PointTable:
+        """The points of a method (the exploration's own by default), averaged over (all) seeds.
+
+        Kept until the table grows, so that only the first question reads it.
+
+        Raises:
+            InputError: nothing of that method, split and seeds was measured.
+        """
+        loaded = self._load()
+        key = (method or self.spec.method, split, None if seeds is None else tuple(sorted(seeds)))
+        if key not in loaded.tables:
+            table = PointTable.of(loaded.columns, method=key[0], split=split, seeds=key[2])
+            loaded.tables[key] = table
+            for old in list(loaded.tables)[:-MAX_POINT_TABLES]:
+                loaded.tables.pop(old, None)
+            return table
+        return loaded.tables[key]
+
+    def _load(self) -> _Loaded:
+        store = measurements_store(self.folder)
+        version = store.version()  # taken first: rows published meanwhile are read again
+        if self._loaded is None or self._loaded.version != version or not version:
+            without = set(FIXED_FIELDS.names) - FIXED_COLUMNS
+            columns = coded_columns_of(store.load(without=without))
+            self._refuse_empty(columns["seed"])
+            self._loaded = _Loaded(version, columns)
+        return self._loaded
+
+    def _refuse_empty(self, column: Any) -> None:
+        if not len(column):
             raise InputError(
                 f"{self.id} holds no measurements yet (it is {self.state['status']}); "
                 f"explorer resume {self.id} carries it on"
             )
-        return columns
-
-    def points(self, *, method: str | None = None, split: str = "val") -> PointTable:
-        """The points of a method (the exploration's own by default), seeds averaged."""
-        return PointTable.of(self.table(), method=method or self.spec.method, split=split)
 
     def query(
         self,
@@ -113,9 +164,44 @@ class Exploration:
         *,
         objective: Objective | None = None,
         method: str | None = None,
+        seeds: Collection[int] | None = None,
+        dataset: str | None = None,
     ) -> Answer:
-        """The best point within bounds, chosen on validation (Eq. 3 of the paper)."""
-        return self.points(method=method).query(bounds, objective=objective or self.objectives[0])
+        """The best point within bounds, chosen on validation (Eq. 3 of the paper).
+
+        Args:
+            bounds: on metrics, labels of metrics (`dice/nucleus`) and costs.
+            objective: what is best; the exploration's first objective by default.
+            method: whose points; the exploration's own by default.
+            seeds: average these trainings only; all by default.
+            dataset: refuse to answer from an exploration of another data set.
+
+        Raises:
+            InputError: an unknown name, method, seed or data set.
+        """
+        self._refuse_other_dataset(dataset)
+        points = self.points(method=method, seeds=seeds)
+        return points.query(bounds, objective=objective or self.objectives[0])
+
+    def knee(
+        self,
+        bounds: Sequence[Bound] = (),
+        *,
+        method: str | None = None,
+        seeds: Collection[int] | None = None,
+        dataset: str | None = None,
+    ) -> Answer:
+        """The knee of the front within bounds: see `PointTable.knee`; arguments as in `query`."""
+        self._refuse_other_dataset(dataset)
+        return self.points(method=method, seeds=seeds).knee(self.objectives, bounds)
+
+    def _refuse_other_dataset(self, name: str | None) -> None:
+        # One exploration reads one data set, so that a filter by name can only keep all or none.
+        if name is not None and name != self.spec.dataset.name:
+            raise InputError(
+                f"{self.id} explores the data set {self.spec.dataset.name!r}, not {name!r}; "
+                f"explorer list names each exploration's"
+            )
 
     def refine(
         self,
@@ -155,8 +241,7 @@ class Exploration:
     def frontier(self, *, method: str | None = None) -> list[Point]:
         """The nondominated points of a method on validation, by ascending last objective."""
         table = self.points(method=method)
-        front = table.frontier(self.objectives)
-        points = [table.point(int(index)) for index in front.ids]
+        points = [table.point(int(index)) for index in table.frontier(self.objectives).ids]
         last = self.objectives[-1].name
         return sorted(points, key=lambda point: {**point.metrics, **point.costs}[last])
 

@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from explorer.extensions import Extensions, find
-from explorer.queries import Columns, Point
+from explorer.measurements import Columns
+from explorer.points import Point
 from explorer.specs import ExplorationSpec
 from explorer.store import read_json
 from explorer.training import build_trainable, read_record, read_weights

@@ -129,24 +129,68 @@ def metric_against_conditioning(
 
 
 def metric_against_cost(
-    points: Sequence[Point], *, metric: str = "dice", cost: str = "macs", split: str, main: str
+    points: Sequence[Point],
+    *,
+    metric: str = "dice",
+    cost: str = "macs",
+    split: str,
+    main: str,
+    attainment: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Figure:
     """A metric against a cost, with the front of every method.
 
     A star marks the best point of `main`, a square the best of each other method, a diamond the
     cheapest point of `main` that is at least as good as the best of all others; its legend entry
     compares the two costs. Points of a test split that hold `validation_metrics` are marked by
-    these: nothing is chosen on test. Arguments are those of `metric_against_conditioning`.
+    these: nothing is chosen on test. Arguments are those of `metric_against_conditioning`, and
+    `attainment`: of methods with several seeds what the fronts of the best, half and all of the
+    seeds attain, {surface: {name: values}}. The band of a method that has it reaches from the worst
+    to the best of these fronts, otherwise one standard deviation around the front of the means.
     """
     x_axis, y_axis = _cost_axis(points, cost), _metric_axis(metric, split)
     series = _series(points, x_axis=x_axis, y_axis=y_axis, main=main)
     figure, axes = _figure()
     axes.margins(x=0.1)  # room for the names of the settings beside the cheapest points
+    handles: list[Any] = []
     for one in series:
-        _draw_front(axes, one, is_main=one.method == main)
-    handles: list[Any] = [_mark_best(axes, series, main=main)]
+        surfaces = (attainment or {}).get(one.method) if one.is_amortised else None
+        _draw_front(axes, one, is_main=one.method == main, has_band=surfaces is None)
+        if surfaces is not None:
+            alpha = 0.22 if one.method == main else 0.1
+            _draw_attainment(axes, surfaces, x_axis, y_axis, color=one.color, alpha=alpha)
+            text = "band: fronts of single seeds, worst to best"
+            handles = [Line2D([], [], color=_GREY, linewidth=7, alpha=0.3, label=text)]
+    handles.append(_mark_best(axes, series, main=main))
     handles.extend(_mark_iso_accuracy(axes, series, metric=metric, cost=cost, main=main))
     _finish(figure, axes, series, x_axis=x_axis, y_axis=y_axis, handles=handles)
+    return figure
+
+
+def hypervolume_growth(
+    histories: Mapping[str, Mapping[str, Sequence[float]]], *, main: str
+) -> Figure:
+    """Hypervolume of each method's front against the number of settings evaluated.
+
+    Args:
+        histories: method to `num_settings`, ascending, and the `hypervolume` of so many.
+        main: the exploration's own method.
+    """
+    figure, axes = _figure(height=3.4)
+    largest = max(history["hypervolume"][-1] for history in histories.values())
+    handles = []
+    for method, color in _colors(histories, main).items():
+        history = histories[method]
+        counts = np.asarray(history["num_settings"])
+        shares = 100 * np.asarray(history["hypervolume"]) / (largest or 1.0)
+        width = 1.8 if method == main else 1.1
+        axes.step(counts, shares, where="post", color=color, linewidth=width)
+        axes.plot(counts[-1], shares[-1], "o", color=color, markersize=4)
+        label = f"{method}: {shares[-1]:.3g} % of the largest after {counts[-1]}"
+        handles.append(Line2D([], [], color=color, linewidth=width, label=label))
+    axes.set_xlabel("Settings evaluated, in the order of recording")
+    axes.set_ylabel("Hypervolume beyond the\nworst values of all (%)")
+    axes.set_ylim(bottom=0)
+    _draw_legend(figure, handles)
     return figure
 
 
@@ -483,17 +527,43 @@ def _draw_errorbars(axes: Axes, one: _Series, rows: NDArray[np.intp], *, linewid
     )
 
 
-def _draw_front(axes: Axes, one: _Series, *, is_main: bool) -> None:
+def _draw_attainment(
+    axes: Axes,
+    surfaces: Mapping[str, Mapping[str, Sequence[float]]],
+    x_axis: _Axis,
+    y_axis: _Axis,
+    *,
+    color: str,
+    alpha: float,
+) -> None:
+    """The region between what all seeds attain and what the best one does."""
+    right = axes.dataLim.x1
+    ends = [np.asarray(one[x_axis.name]) / x_axis.divisor for one in surfaces.values()]
+    x = np.unique(np.concatenate([*ends, [right]]))
+    low, high = (_steps(surfaces[name], x, x_axis, y_axis) for name in ("worst", "best"))
+    axes.fill_between(x, low, high, step="post", color=color, alpha=alpha, linewidth=0)
+
+
+def _steps(surface: Mapping[str, Sequence[float]], x: Array, x_axis: _Axis, y_axis: _Axis) -> Array:
+    """The best metric of a surface at each cost or less; NaN below its cheapest point."""
+    costs = np.asarray(surface[x_axis.name]) / x_axis.divisor
+    order = np.argsort(costs)
+    best = np.maximum.accumulate(np.asarray(surface[y_axis.name])[order])
+    last = np.searchsorted(costs[order], x, side="right") - 1
+    return np.where(last >= 0, best[np.maximum(last, 0)], np.nan)
+
+
+def _draw_front(axes: Axes, one: _Series, *, is_main: bool, has_band: bool) -> None:
     """All points faintly, the front as steps; seeds as a band, of a grid as bars."""
     rows = one.front
     axes.scatter(one.x, one.y, s=14, color=one.color, marker=one.marker, alpha=0.3, linewidths=0)
     x = np.append(one.x[rows], one.x.max())
     y, sd = (np.append(values[rows], values[rows[-1]]) for values in (one.y, one.sd))
     axes.step(x, y, where="post", color=one.color, linewidth=2.0 if is_main else 1.1)
-    if one.is_amortised:
+    if one.is_amortised and has_band:
         alpha = 0.18 if is_main else 0.08
         axes.fill_between(x, y - sd, y + sd, step="post", color=one.color, alpha=alpha, linewidth=0)
-    else:
+    elif not one.is_amortised:
         _draw_errorbars(axes, one, rows, linewidth=0.0)
     if is_main:
         _name_settings(axes, one, rows)

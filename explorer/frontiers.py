@@ -29,10 +29,7 @@ def nondominated_mask(losses: ArrayLike) -> NDArray[np.bool_]:
     Raises:
         ValueError: wrong rank, no objective, or a non-finite entry.
     """
-    points = _validated(losses)
-    if not len(points):
-        return np.zeros(0, dtype=np.bool_)
-    return np.asarray(moocore.is_nondominated(points, keep_weakly=True), dtype=np.bool_)
+    return _nondominated_mask(_validated(losses))
 
 
 def hypervolume(losses: ArrayLike, ref_point: ArrayLike) -> float:
@@ -47,14 +44,41 @@ def hypervolume(losses: ArrayLike, ref_point: ArrayLike) -> float:
 
     Source: While, Bradstreet & Barone (2012), eq. (6)-(7), doi:10.1109/TEVC.2010.2077298.
     """
+    return _hypervolume(_validated(losses), ref_point)
+
+
+def knee(losses: ArrayLike) -> int:
+    """Position of the knee of a front: the point that lies farthest below the ends' chord.
+
+    Losses are divided by their range over the front. The chord is the line through the two ends;
+    with more objectives, the hyperplane through the point that is best in each. Where these points
+    span none, or one that a gain in some objective leads away from (both only with more than two
+    objectives), it is the one on which the scaled losses sum to one. Among equals the first point
+    in order is taken; of a front that bulges away from the ideal point the knee is an end.
+
+    Args:
+        losses: (f, m) finite, minimised, nondominated; f > 0.
+
+    Raises:
+        ValueError: wrong rank, no point, no objective, or a non-finite entry.
+
+    Source: Das (1999), "On characterizing the 'knee' of the Pareto curve based on Normal-Boundary
+    Intersection", Structural Optimization 18:107-115, doi:10.1007/BF01195985. He measures along
+    the normal in unscaled losses and over the whole boundary; we compare the points at hand.
+    """
     points = _validated(losses)
-    ref = np.asarray(ref_point, dtype=np.float64)
-    if ref.shape != (points.shape[1],) or not np.isfinite(ref).all():
-        raise ValueError(
-            f"ref_point must hold {points.shape[1]} finite numbers, one per objective, got {ref}"
-        )
-    inside = points[(points < ref).all(axis=1)]
-    return float(moocore.hypervolume(inside, ref=ref)) if len(inside) else 0.0
+    if not len(points):
+        raise ValueError("expected at least one point, got none")
+    low, high = points.min(axis=0), points.max(axis=0)
+    scaled = (points - low) / np.where(high > low, high - low, 1.0)
+    normal = np.ones(points.shape[1])
+    ends = scaled[np.argmin(scaled, axis=0)]
+    if np.linalg.matrix_rank(ends) == len(ends):
+        through_ends = np.linalg.solve(ends, np.ones(len(ends)))
+        if (through_ends > 0).all():
+            normal = through_ends
+    # Rounding must not choose among equals.
+    return int(np.argmin(np.round(scaled @ (normal / normal.sum()), 12)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,16 +108,42 @@ class Frontier:
         names = np.asarray(ids)
         if names.shape != (len(points),):
             raise ValueError(f"expected one id for each of {len(points)} points, got {len(names)}")
-        kept = np.flatnonzero(nondominated_mask(points))
-        kept = kept[np.lexsort(points[kept].T[::-1])]
-        return cls(_read_only(points[kept]), _read_only(names[kept]))
+        kept = _sorted_rows(points, np.flatnonzero(_nondominated_mask(points)))
+        return cls(_read_only(points.take(kept, axis=0)), _read_only(names.take(kept)))
 
     def __len__(self) -> int:
         return len(self.losses)
 
     def hypervolume(self, ref_point: ArrayLike) -> float:
         """Volume between the frontier and `ref_point`; see `hypervolume`."""
-        return hypervolume(self.losses, ref_point)
+        return _hypervolume(self.losses, ref_point)
+
+
+def _nondominated_mask(points: NDArray[np.float64]) -> NDArray[np.bool_]:
+    if not len(points):
+        return np.zeros(0, dtype=np.bool_)
+    return np.asarray(moocore.is_nondominated(points, keep_weakly=True), dtype=np.bool_)
+
+
+def _hypervolume(points: NDArray[np.float64], ref_point: ArrayLike) -> float:
+    ref = np.asarray(ref_point, dtype=np.float64)
+    if ref.shape != (points.shape[1],) or not np.isfinite(ref).all():
+        raise ValueError(
+            f"ref_point must hold {points.shape[1]} finite numbers, one per objective, got {ref}"
+        )
+    return float(moocore.hypervolume(points, ref=ref)) if len(points) else 0.0
+
+
+def _sorted_rows(points: NDArray[np.float64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Rows by first loss, ties by the next ones, equal rows in their order."""
+    first = points[:, 0].take(rows)
+    if (first[1:] > first[:-1]).all():
+        return rows
+    order = np.argsort(first)  # several times faster than comparing whole points
+    ascending = first.take(order)
+    if not (ascending[1:] > ascending[:-1]).all():
+        order = np.lexsort(points.take(rows, axis=0).T[::-1])
+    return rows.take(order)
 
 
 def _validated(losses: ArrayLike) -> NDArray[np.float64]:

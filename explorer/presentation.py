@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from explorer.exploration import Exploration
+from explorer.points import Point
 from explorer.quantities import format_quantity
-from explorer.queries import Answer, Bound, Point
+from explorer.queries import Answer, Bound
 from search_spaces.problem import Objective
 
 MAX_ROWS = 12
@@ -114,6 +115,31 @@ def show_comparison(comparison: Mapping[str, Any]) -> None:
             )
         else:
             console.print(f"{main} does not reach the {quality} of the best {name} on validation")
+    for name, found in comparison["iso_cost"].items():
+        _show_gain(console, main, name, found, quality=quality, cost=cost)
+    for name, shares in comparison["dominance"].items():
+        console.print(
+            f"the front of {main} dominates {100 * shares['share_of_other_dominated']:.0f} % of "
+            f"that of {name}, and is dominated by it in "
+            f"{100 * shares['share_of_own_dominated']:.0f} % of its points"
+        )
+
+
+def _show_gain(
+    console: Console, main: str, name: str, found: Mapping[str, Any], *, quality: str, cost: str
+) -> None:
+    if found["gain"] is not None:
+        setting = _setting(found["point"]["conditioning"])
+        console.print(
+            f"{main} at {setting} has at most the {cost} of the best {name} and "
+            f"{100 * found['gain']:+.2f} points of {quality} on validation"
+        )
+    if found["mean_gain"] is not None:
+        low, high = (_number(value) for value in found["range"])
+        console.print(
+            f"{main} minus {name} on validation, mean over budgets of {low} to {high} {cost}: "
+            f"{100 * found['mean_gain']:+.2f} points of {quality}"
+        )
 
 
 def show_answer(answer: Answer) -> None:

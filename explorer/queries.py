@@ -1,31 +1,31 @@
-"""Bounds, points, and the answers that a table of measurements gives to a question.
+"""Bounds, and the answers that a table of measurements gives to a question.
 
-Shapes: r rows of the table (measurements), p points (a method at a setting, all seeds together).
+Shapes: p points (a method at a setting, all seeds together).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from explorer.frontiers import Frontier
+from explorer.frontiers import Frontier, knee
+from explorer.measurements import CodedColumns
+from explorer.points import Point, PointRows
 from explorer.quantities import format_quantity, parse_quantity
+from explorer.selection import BlockSearch, Key, Limit, Reader
 from search_spaces.errors import InputError, unknown_name
 from search_spaces.problem import Objective
 
-Columns: TypeAlias = Mapping[str, NDArray[Any]]
 Floats: TypeAlias = NDArray[np.float64]
 BoundKind: TypeAlias = Literal["max", "min"]
-Number = TypeVar("Number", float, NDArray[np.float64])
+Number = TypeVar("Number", float, Floats)
 
 _FEWER_MACS = Objective("macs", "minimize", "MAC")
-# Spent by a method, whatever the setting: not the price of a point.
-_METHOD_COSTS = frozenset({"train_s"})
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,11 @@ class Bound:
         """The objective that leads towards meeting this bound."""
         return Objective(self.name, "minimize" if self.kind == "max" else "maximize")
 
+    @property
+    def limit(self) -> Limit:
+        """The bound as an objective and the largest loss in it that is allowed."""
+        return self.improving, self.improving.to_loss(self.value)
+
 
 def parse_bound(text: str, kind: BoundKind) -> Bound:
     """Read `NAME=VALUE`, the value with an optional SI suffix, as a bound of this kind.
@@ -82,49 +87,6 @@ def parse_bound(text: str, kind: BoundKind) -> Bound:
         return Bound(name, kind, parse_quantity(value))
     except InputError as error:
         raise InputError(f"bound on {name}: {error}") from None
-
-
-@dataclass(frozen=True)
-class Point:
-    """One method at one setting, all seeds together.
-
-    Attributes:
-        conditioning: the setting.
-        metrics: means over seeds.
-        standard_errors: over the images of a split, as the mean over seeds. All seeds are
-            evaluated on the same images, so their errors do not average out: this is the upper
-            bound of the standard error of `metrics` over images, reached when seeds err alike.
-        seed_sd: standard deviation over seeds (n - 1 in the denominator); empty for one seed.
-        num_seeds: how many trainings were averaged.
-        costs: means over seeds, without `train_s`, which the method spends and not the point.
-        test_metrics: means over seeds on the test split; empty where it was not evaluated.
-        method: what was trained.
-        trial_ids: the trainings, sorted.
-    """
-
-    conditioning: Mapping[str, float | str]
-    metrics: Mapping[str, float]
-    standard_errors: Mapping[str, float]
-    seed_sd: Mapping[str, float]
-    num_seeds: int
-    costs: Mapping[str, float]
-    test_metrics: Mapping[str, float]
-    method: str
-    trial_ids: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain dictionaries, lists, strings and finite numbers."""
-        return {
-            "conditioning": dict(self.conditioning),
-            "metrics": dict(self.metrics),
-            "standard_errors": dict(self.standard_errors),
-            "seed_sd": dict(self.seed_sd),
-            "num_seeds": self.num_seeds,
-            "costs": dict(self.costs),
-            "test_metrics": dict(self.test_metrics),
-            "method": self.method,
-            "trial_ids": list(self.trial_ids),
-        }
 
 
 @dataclass(frozen=True)
@@ -161,91 +123,67 @@ class Answer:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PointTable:
-    """All points of a table, aggregated once; every question is then a pass over few arrays.
+    """All points of a table, aggregated once; a question then looks at few of them.
 
     Points are in setting order: by method, then by conditioning in column order, ascending.
-    Dictionaries map a name to a (p,) array; NaN stands for a value that was not measured.
+
+    Attributes:
+        metrics: name to (p,) means over seeds; NaN stands for a value that was not measured.
+        costs: likewise.
     """
 
-    conditioning: Mapping[str, NDArray[Any]]
     metrics: Mapping[str, Floats]
-    standard_errors: Mapping[str, Floats]
-    seed_sd: Mapping[str, Floats]
     costs: Mapping[str, Floats]
-    test_metrics: Mapping[str, Floats]
-    methods: NDArray[Any]
-    num_seeds: NDArray[np.int64]
-    _trial_ids: NDArray[Any]  # (r,), those of point i at _offsets[i] : _offsets[i + 1]
-    _offsets: NDArray[np.int64]
+    _rows: PointRows
+    _search: BlockSearch
+    _fronts: dict[tuple[Objective, ...], Frontier] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, columns: Columns, *, method: str | None = None, split: str = "val") -> PointTable:
+    def of(
+        cls,
+        columns: CodedColumns,
+        *,
+        method: str | None = None,
+        split: str = "val",
+        seeds: Collection[int] | None = None,
+    ) -> PointTable:
         """Average the rows of one split over seeds; test rows of the same setting join them.
 
-        Rows of settings that were given up in a race, on fewer samples than others of the split,
-        are left out.
+        Rows of settings that were given up in a race, on fewer samples than others, are left out.
 
         Args:
             columns: the measurements, one array per column; NaN or None for null.
             method: keep the points of this method only; None keeps all.
             split: where metrics and costs are read.
+            seeds: average these seeds only; None for all.
 
         Raises:
-            InputError: no row is of that method and split.
+            InputError: no row is of that method and split, or none of one of the seeds.
         """
-        splits = np.asarray(columns["split"], dtype=object)
-        _, method_codes = _factorize(columns["method"])
-        num_settings, setting_codes = _factorize(columns["setting_id"])
-        keys = method_codes * num_settings + setting_codes
-        chosen = _is_complete(columns, splits == split)
-        if method is not None:
-            chosen &= np.asarray(columns["method"], dtype=object) == method
-        rows = np.flatnonzero(chosen)
-        if not len(rows):
-            raise _no_measurements(columns, method, split)
-        point_keys, first, codes = np.unique(keys[rows], return_index=True, return_inverse=True)
-        order = _setting_order(columns, rows[first])
-        rank = np.empty_like(order)
-        rank[order] = np.arange(len(order))
-        points = _Groups(rows, rank[codes], len(order))
-        test_rows = np.flatnonzero(splits == "test") if split != "test" else rows[:0]
-        slots = np.searchsorted(point_keys, keys[test_rows]).clip(max=len(order) - 1)
-        known = point_keys[slots] == keys[test_rows]
-        tests = _Groups(test_rows[known], rank[slots[known]], len(order))
-        representatives = rows[first][order]
-        by_point = np.argsort(points.codes, kind="stable")
-        offsets = np.searchsorted(points.codes[by_point], np.arange(len(order) + 1))
-        costs = points.means(_family(columns, "cost/"))
-        costs = {name: mean for name, mean in costs.items() if name not in _METHOD_COSTS}
+        rows = PointRows.of(columns, method=method, split=split, seeds=seeds)
+        metrics, costs = rows.means("metric/"), rows.means("cost/")
         if "macs" in costs:
             costs.setdefault("flops", 2 * costs["macs"])
         return cls(
-            conditioning={
-                name: np.asarray(values)[representatives]
-                for name, values in _family(columns, "conditioning/").items()
-            },
-            metrics=points.means(_family(columns, "metric/")),
-            standard_errors=points.means(_family(columns, "se/")),
-            seed_sd=points.sds(_family(columns, "metric/")),
-            costs=costs,
-            test_metrics=tests.means(_family(columns, "metric/")),
-            methods=np.asarray(columns["method"])[representatives],
-            num_seeds=np.diff(offsets),
-            _trial_ids=np.asarray(columns["trial_id"])[rows[by_point]],
-            _offsets=offsets,
+            metrics, costs, rows, BlockSearch({**costs, **metrics}, _along_a_cost(costs, rows))
         )
 
     def __len__(self) -> int:
-        return len(self.num_seeds)
+        return len(self._rows)
 
     def __repr__(self) -> str:
-        methods = ", ".join(sorted(set(self.methods.tolist())))
+        methods = ", ".join(self._rows.methods)
         return f"PointTable({len(self)} points of {methods}; {', '.join(self.names)})"
 
     @property
     def names(self) -> tuple[str, ...]:
         """The metrics and costs that bounds and objectives may name."""
         return (*self.metrics, *self.costs)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds that points are averaged over, sorted."""
+        return self._rows.seeds
 
     def values(self, name: str) -> Floats:
         """The (p,) values of a metric or cost, NaN where not measured.
@@ -261,18 +199,7 @@ class PointTable:
 
     def point(self, index: int) -> Point:
         """The point at a position in setting order."""
-        trial_ids = self._trial_ids[self._offsets[index] : self._offsets[index + 1]].tolist()
-        return Point(
-            conditioning=_present(self.conditioning, index),
-            metrics=_present(self.metrics, index),
-            standard_errors=_present(self.standard_errors, index),
-            seed_sd=_present(self.seed_sd, index),
-            num_seeds=int(self.num_seeds[index]),
-            costs=_present(self.costs, index),
-            test_metrics=_present(self.test_metrics, index),
-            method=str(self.methods[index]),
-            trial_ids=tuple(sorted(map(str, trial_ids))),
-        )
+        return self._rows.point(index, metrics=self.metrics, costs=self.costs)
 
     def query(
         self,
@@ -297,17 +224,22 @@ class PointTable:
         """
         bounds = tuple(bounds)
         _refuse_repeated(bounds)
-        losses = objective.to_loss(self.values(objective.name))
-        met = [bound.is_met(self.values(bound.name)) for bound in bounds]
-        within = np.logical_and.reduce([~np.isnan(losses), *met])
-        breaks = [o.to_loss(self.values(o.name)) for o in tie_breaks if o.name in self.names]
-        if within.any():
-            return Answer(bounds, point=self.point(_first_best([losses, *breaks], within)))
-        measured = self._measured([objective.name, *(bound.name for bound in bounds)])
-        nearest = _first_best([self._worst_violation(bounds), losses, *breaks], measured)
-        return Answer(
-            bounds, reason=self._reason(bounds, met, measured), nearest=self.point(nearest)
+        names = [objective.name, *(bound.name for bound in bounds)]
+        for name in names:
+            self.values(name)  # refuses the unknown
+        breaks = [_loss(o) for o in tie_breaks if o.name in self.names]
+        best = self._search.first(
+            [_loss(objective), *breaks],
+            limits=[bound.limit for bound in bounds],
+            required=[objective.name],
         )
+        if best is not None:
+            return Answer(bounds, point=self.point(best))
+        keys = [self._worst_violation(bounds), _loss(objective), *breaks]
+        nearest = self._search.first(keys, required=names)
+        if nearest is None:
+            raise InputError(f"expected a point with all of {', '.join(names)}: none was measured")
+        return Answer(bounds, reason=self._reason(bounds, names), nearest=self.point(nearest))
 
     def best(self, objective: Objective) -> Point:
         """The best point, bounds or no; ties as in `query`."""
@@ -335,161 +267,111 @@ class PointTable:
         Raises:
             InputError: an unknown name.
         """
+        key = tuple(objectives)
+        if key not in self._fronts:
+            self._fronts[key] = self._front_of(np.arange(len(self)), key)
+        return self._fronts[key]
+
+    def knee(self, objectives: Sequence[Objective], bounds: Iterable[Bound] = ()) -> Answer:
+        """The knee of the front of the points within the bounds; see `frontiers.knee`.
+
+        Where no point is within the bounds, the answer is that of `query` for the first objective.
+
+        Raises:
+            InputError: an unknown name, two bounds of the same kind on one quantity, or no point
+                at which all of the objectives and bounded quantities were measured.
+        """
+        bounds = tuple(bounds)
+        _refuse_repeated(bounds)
+        front = self.frontier(objectives)
+        if bounds:
+            met = np.logical_and.reduce([b.is_met(self.values(b.name)) for b in bounds])
+            front = self._front_of(np.flatnonzero(met), objectives)
+        if not len(front):
+            return self.query(bounds, objective=objectives[0])
+        return Answer(bounds, point=self.point(int(front.ids[knee(front.losses)])))
+
+    def losses(self, objectives: Sequence[Objective]) -> Floats:
+        """Losses (n, m) of the points that have all objectives, in the order of recording."""
         losses = np.stack([o.to_loss(self.values(o.name)) for o in objectives], axis=1)
-        measured = np.flatnonzero(~np.isnan(losses).any(axis=1))
-        return Frontier.of(losses[measured], measured)
+        losses = losses[self._rows.recorded()]
+        return losses[~np.isnan(losses).any(axis=1)]
 
-    def _measured(self, names: Sequence[str]) -> NDArray[np.bool_]:
-        mask = np.ones(len(self), dtype=np.bool_)
-        for name in names:
-            mask &= ~np.isnan(self.values(name))
-        if not mask.any():
-            raise InputError(f"expected a point with all of {', '.join(names)}: none was measured")
-        return mask
+    def _front_of(self, points: NDArray[np.int64], objectives: Sequence[Objective]) -> Frontier:
+        losses = np.empty((len(points), len(objectives)))
+        for column, objective in zip(losses.T, objectives, strict=True):
+            column[:] = objective.to_loss(self.values(objective.name)[points])
+        measured = ~np.isnan(losses).any(axis=1)
+        if measured.all():
+            return Frontier.of(losses, points)
+        return Frontier.of(losses[measured], points[measured])
 
-    def _worst_violation(self, bounds: Sequence[Bound]) -> Floats:
-        worst = np.zeros(len(self))
-        for bound in bounds:
-            values = self.values(bound.name)
-            np.maximum(worst, bound.violation(values) / (_range(values) or 1.0), out=worst)
+    def _worst_violation(self, bounds: Sequence[Bound]) -> Key:
+        ranges = [self._search.range(bound.name) or 1.0 for bound in bounds]
+
+        def worst(read: Reader) -> Floats:
+            beyond = [
+                (read(objective) - limit) / scale
+                for (objective, limit), scale in zip([b.limit for b in bounds], ranges, strict=True)
+            ]
+            violation: Floats = np.maximum(np.max(beyond, axis=0), 0.0)
+            return violation
+
         return worst
 
-    def _reason(
-        self,
-        bounds: Sequence[Bound],
-        met: Sequence[NDArray[np.bool_]],
-        measured: NDArray[np.bool_],
-    ) -> str:
-        met = [mask & measured for mask in met]
-        hopeless = [bound for bound, mask in zip(bounds, met, strict=True) if not mask.any()]
+    def _reason(self, bounds: Sequence[Bound], names: Sequence[str]) -> str:
+        hopeless = [bound for bound in bounds if not self._can_meet([bound], names)]
         if hopeless:
-            told = (f"no setting has {b}: the {self._extreme(b, measured)}" for b in hopeless)
+            told = (f"no setting has {b}: the {self._extreme(b, (), names)}" for b in hopeless)
             return "; ".join(told)
-        conflict = _smallest_conflict(met)
+        conflict = self._smallest_conflict(bounds, names)
         trades = []
-        for index in conflict:
-            others = [other for other in conflict if other != index]
-            allowed = np.logical_and.reduce([met[other] for other in others])
-            given = " and ".join(str(bounds[other]) for other in others)
-            trades.append(f"with {given} the {self._extreme(bounds[index], allowed, named=True)}")
-        names = " and ".join(str(bounds[index]) for index in conflict)
-        return f"{names} exclude each other: {', '.join(trades)}"
+        for bound in conflict:
+            others = [other for other in conflict if other != bound]
+            given = " and ".join(map(str, others))
+            extreme = self._extreme(bound, others, names)
+            trades.append(f"with {given} the {extreme}")
+        return f"{' and '.join(map(str, conflict))} exclude each other: {', '.join(trades)}"
 
-    def _extreme(self, bound: Bound, allowed: NDArray[np.bool_], *, named: bool = False) -> str:
-        values = self.values(bound.name)
-        index = _first_best([bound.improving.to_loss(values)], allowed)
+    def _can_meet(self, bounds: Sequence[Bound], names: Sequence[str]) -> bool:
+        limits = [bound.limit for bound in bounds]
+        return self._search.first((), limits=limits, required=names) is not None
+
+    def _smallest_conflict(self, bounds: Sequence[Bound], names: Sequence[str]) -> Sequence[Bound]:
+        # What is left after dropping whatever can be dropped conflicts as a whole only: any of its
+        # bounds can be met when the others are, so that every trade named in a reason exists.
+        conflict = list(bounds)
+        for bound in bounds if len(bounds) > 2 else ():
+            others = [other for other in conflict if other != bound]
+            if not self._can_meet(others, names):
+                conflict = others
+        return conflict
+
+    def _extreme(self, bound: Bound, others: Sequence[Bound], names: Sequence[str]) -> str:
+        index = self._search.first(
+            [_loss(bound.improving)], limits=[other.limit for other in others], required=names
+        )
+        assert index is not None
+        value = float(self.values(bound.name)[index])
         setting = ", ".join(
             f"{name} = {value if isinstance(value, str) else format_quantity(value, digits=6)}"
-            for name, value in _present(self.conditioning, index).items()
+            for name, value in self._rows.conditioning(index)
         )
         word = "smallest" if bound.kind == "max" else "largest"
-        what = f"{word} {bound.name}" if named else word
-        return f"{what} is {_told_apart(float(values[index]), bound.value)} ({setting})"
+        what = f"{word} {bound.name}" if others else word
+        return f"{what} is {_told_apart(value, bound.value)} ({setting})"
 
 
-@dataclass(frozen=True)
-class _Groups:
-    """Rows of the table and the point that each belongs to."""
-
-    rows: NDArray[np.int64]
-    codes: NDArray[np.int64]
-    num_points: int
-
-    def means(self, family: Columns) -> dict[str, Floats]:
-        """Mean of each column per point; columns without a value here are left out."""
-        means = {name: self._mean(values) for name, values in family.items()}
-        return {name: mean for name, mean in means.items() if not np.isnan(mean).all()}
-
-    def sds(self, family: Columns) -> dict[str, Floats]:
-        """Standard deviation of each column per point, NaN for fewer than two values."""
-        sds = {name: self._sd(values) for name, values in family.items()}
-        return {name: sd for name, sd in sds.items() if not np.isnan(sd).all()}
-
-    def _mean(self, values: NDArray[Any]) -> Floats:
-        own = np.asarray(values, dtype=np.float64)[self.rows]
-        present = np.isfinite(own)
-        codes = self.codes[present]
-        counts = np.bincount(codes, minlength=self.num_points)
-        sums = np.bincount(codes, weights=own[present], minlength=self.num_points)
-        return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
-
-    def _sd(self, values: NDArray[Any]) -> Floats:
-        own = np.asarray(values, dtype=np.float64)[self.rows]
-        present = np.isfinite(own)
-        codes = self.codes[present]
-        counts = np.bincount(codes, minlength=self.num_points)
-        squares = (own[present] - self._mean(values)[codes]) ** 2
-        sums = np.bincount(codes, weights=squares, minlength=self.num_points)
-        return np.where(counts > 1, np.sqrt(sums / np.maximum(counts - 1, 1)), np.nan)
+def _loss(objective: Objective) -> Key:
+    return lambda read: read(objective)
 
 
-def _is_complete(columns: Columns, chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Those of the chosen rows with as many samples as any of them; all where none are counted."""
-    if "num_samples" not in columns:
-        return chosen
-    num_samples = np.asarray(columns["num_samples"])
-    complete: NDArray[np.bool_] = chosen & (num_samples == num_samples[chosen].max(initial=0))
-    return complete
-
-
-def _factorize(values: NDArray[Any]) -> tuple[int, NDArray[np.int64]]:
-    # A dictionary numbers 1e6 short strings about ten times faster than sorting them does.
-    seen: dict[Any, int] = {}
-    numbers = (seen.setdefault(value, len(seen)) for value in np.asarray(values).tolist())
-    codes = np.fromiter(numbers, dtype=np.int64, count=len(values))
-    return len(seen), codes
-
-
-def _family(columns: Columns, prefix: str) -> dict[str, NDArray[Any]]:
-    return {
-        name.removeprefix(prefix): np.asarray(values)
-        for name, values in columns.items()
-        if name.startswith(prefix)
-    }
-
-
-def _setting_order(columns: Columns, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    keys = [columns["method"], *_family(columns, "conditioning/").values()]
-    return np.lexsort([_sortable(np.asarray(key)[rows]) for key in reversed(keys)])
-
-
-def _sortable(values: NDArray[Any]) -> NDArray[Any]:
-    if values.dtype.kind not in "OUS":
-        return values
-    names = ["" if value is None else str(value) for value in values.tolist()]
-    return np.unique(names, return_inverse=True)[1]
-
-
-def _present(columns: Columns, index: int) -> dict[str, Any]:
-    values = {name: np.asarray(array[index]).item() for name, array in columns.items()}
-    # The one value that differs from itself is NaN: together with None, what was not measured.
-    return {name: value for name, value in values.items() if value is not None and value == value}
-
-
-def _first_best(losses: Sequence[Floats], mask: NDArray[np.bool_]) -> int:
-    """First position in `mask` with the smallest losses, compared one after the other."""
-    ties = np.flatnonzero(mask)
-    for column in losses:
-        values = column if len(ties) == len(column) else column[ties]
-        # fmin passes over NaN; where all are NaN none equals it, and the column decides nothing.
-        kept = ties[values == np.fmin.reduce(values)]
-        ties = kept if len(kept) else ties
-    return int(ties[0])
-
-
-def _smallest_conflict(met: Sequence[NDArray[np.bool_]]) -> list[int]:
-    # What is left after dropping whatever can be dropped conflicts as a whole only: any of its
-    # bounds can be met when the others are, so that every trade named in a reason exists.
-    conflict = list(range(len(met)))
-    for index in range(len(met)):
-        others = [other for other in conflict if other != index]
-        if not np.logical_and.reduce([met[other] for other in others]).any():
-            conflict = others
-    return conflict
-
-
-def _range(values: Floats) -> float:
-    return float(np.fmax.reduce(values) - np.fmin.reduce(values))
+def _along_a_cost(costs: Mapping[str, Floats], rows: PointRows) -> NDArray[np.int64]:
+    """An order in which neighbours are alike: by the first cost that differs, else by setting."""
+    for name in sorted(costs, key=lambda name: name != "macs"):
+        if np.fmin.reduce(costs[name]) < np.fmax.reduce(costs[name]):
+            return np.argsort(costs[name])
+    return np.arange(len(rows))
 
 
 def _told_apart(value: float, bound: float) -> str:
@@ -507,10 +389,3 @@ def _refuse_repeated(bounds: Sequence[Bound]) -> None:
                 f"expected at most one {bound.kind} bound on {bound.name}, got several"
             )
         seen.add((bound.name, bound.kind))
-
-
-def _no_measurements(columns: Columns, method: str | None, split: str) -> InputError:
-    held = sorted(set(zip(columns["method"].tolist(), columns["split"].tolist(), strict=True)))
-    listed = ", ".join(f"{name} on {where}" for name, where in held) or "none"
-    wanted = f"of method {method!r} " if method is not None else ""
-    return InputError(f"no measurements {wanted}on split {split!r}; there are: {listed}")

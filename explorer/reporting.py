@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from explorer.comparisons import method_costs
+from explorer.comparisons import front_statistics, method_costs, method_tables
 from explorer.figures import (
     frontier_html,
+    hypervolume_growth,
     learning_curves,
     metric_against_conditioning,
     metric_against_cost,
@@ -17,7 +18,8 @@ from explorer.figures import (
     training_cost_bars,
     write_html,
 )
-from explorer.queries import Columns, PointTable
+from explorer.measurements import Columns
+from explorer.queries import PointTable
 from explorer.specs import ExplorationSpec
 from explorer.training import TrialRecord
 from search_spaces.errors import InputError, RunError, unknown_name
@@ -59,7 +61,15 @@ def plot_frontier(
         with _writing(path):
             write_html(page, path)
     elif path.suffix == ".png":
-        figure = metric_against_cost(points, metric=quality, cost=cost, split=split, main=main)
+        statistics = front_statistics(columns, method_tables(columns), objectives)
+        figure = metric_against_cost(
+            points,
+            metric=quality,
+            cost=cost,
+            split=split,
+            main=main,
+            attainment=_attainment(statistics, split),
+        )
         with _writing(path):
             save_png(figure, path)
     else:
@@ -93,6 +103,7 @@ def draw(
         figures_dir.mkdir(exist_ok=True)
     quality, cost = objectives[0].name, objectives[-1].name
     figures = {}
+    statistics = front_statistics(columns, method_tables(columns), objectives)
     for split in sorted(set(columns["split"].tolist())):
         points = points_as_json(columns, split)
         for name in conditioning_names(columns):
@@ -100,8 +111,16 @@ def draw(
                 points, metric=quality, conditioning=name, split=split, main=main
             )
         figures[f"{quality}-against-{cost}-{split}"] = metric_against_cost(
-            points, metric=quality, cost=cost, split=split, main=main
+            points,
+            metric=quality,
+            cost=cost,
+            split=split,
+            main=main,
+            attainment=_attainment(statistics, split),
         )
+    figures["hypervolume"] = hypervolume_growth(
+        {name: one["hypervolume_history"] for name, one in statistics.items()}, main=main
+    )
     seconds = {name: spent.train_s for name, spent in method_costs(columns).items()}
     figures["training-cost"] = training_cost_bars(seconds, main=main)
     figures["learning-curves"] = learning_curves(
@@ -118,6 +137,15 @@ def draw(
     page = folder / "frontier.html"
     plot_frontier(page, columns, objectives, main=main, split="val", title=folder.name)
     return [*paths, page]
+
+
+def _attainment(statistics: Mapping[str, Any], split: str) -> dict[str, Any]:
+    """Surfaces by method where the split is val: on test each seed would choose its own front."""
+    if split != "val":
+        return {}
+    surfaces = {name: one["attainment"] for name, one in statistics.items()}
+    names = ("best", "median", "worst")
+    return {name: {n: own[n] for n in names} for name, own in surfaces.items() if own is not None}
 
 
 def points_as_json(columns: Columns, split: str) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ import re
 import socket
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -106,11 +106,26 @@ class TableStore:
             self._publish([])  # from now on, parts without a manifest mean damage
         self._publish([*parts, self._write_part(f"part-{part}.parquet", table, [part])])
 
-    def load(self, columns: Sequence[str] | None = None, *, verify: bool = False) -> pa.Table:
+    def version(self) -> str:
+        """A name for what is published now: equal versions mean equal tables."""
+        try:
+            with self._filesystem.open_input_file(f"{self._root}/{_MANIFEST}") as stream:
+                return hashlib.sha256(stream.read()).hexdigest()
+        except OSError:
+            return ""  # `load` says what is wrong
+
+    def load(
+        self,
+        columns: Sequence[str] | None = None,
+        *,
+        without: Collection[str] = (),
+        verify: bool = False,
+    ) -> pa.Table:
         """Return the published rows in the order of appending; absent values are null.
 
         Args:
             columns: names to read, in this order; all by default (fixed first, families sorted).
+            without: names of those not to read, where `columns` names none.
             verify: check the parts' sha256 too, not only sizes and numbers of rows.
 
         Raises:
@@ -119,7 +134,7 @@ class TableStore:
         parts = self._parts()
         while True:
             try:
-                return self._read(parts, columns, verify=verify)
+                return self._read(parts, columns, without=without, verify=verify)
             except InputError:
                 newer = self._parts()
                 if newer == parts:
@@ -217,7 +232,12 @@ class TableStore:
         _write_file(self._filesystem, f"{self._root}/{file}", f"{self.path}/{file}", data)
 
     def _read(
-        self, parts: Sequence[_Part], columns: Sequence[str] | None, *, verify: bool
+        self,
+        parts: Sequence[_Part],
+        columns: Sequence[str] | None,
+        *,
+        without: Collection[str] = (),
+        verify: bool,
     ) -> pa.Table:
         infos = self._filesystem.get_file_info([f"{self._root}/{part.file}" for part in parts])
         for part, info in zip(parts, infos, strict=True):
@@ -225,11 +245,15 @@ class TableStore:
                 raise self._damaged(part, "no file")
             if info.size != part.bytes:
                 raise self._damaged(part, f"{info.size} bytes")
+
+        def is_wanted(name: str) -> bool:
+            return name not in without if columns is None else name in columns
+
         with ThreadPoolExecutor(_NUM_READERS) as readers:
-            tables = list(readers.map(lambda part: self._read_part(part, columns, verify), parts))
+            tables = list(readers.map(lambda part: self._read_part(part, is_wanted, verify), parts))
         table = join_tables([self.fields.empty_table(), *tables])
         if columns is None:
-            return table
+            return table.select([name for name in table.column_names if is_wanted(name)])
         for name in columns:
             if name not in table.column_names:
                 raise unknown_name(
@@ -237,7 +261,7 @@ class TableStore:
                 )
         return table.select(columns)
 
-    def _read_part(self, part: _Part, columns: Sequence[str] | None, verify: bool) -> pa.Table:
+    def _read_part(self, part: _Part, is_wanted: Callable[[str], bool], verify: bool) -> pa.Table:
         try:
             with self._filesystem.open_input_file(f"{self._root}/{part.file}") as source:
                 if verify and hashlib.sha256(source.read()).hexdigest() != part.sha256:
@@ -245,7 +269,7 @@ class TableStore:
                 file = pq.ParquetFile(source)
                 num_rows, present = file.metadata.num_rows, file.schema_arrow.names
                 # The key's column keeps the number of rows where a part has none of the others.
-                wanted = columns and [c for c in present if c in columns or c == self.key[0]]
+                wanted = [name for name in present if is_wanted(name) or name == self.key[0]]
                 table = file.read(wanted)
         except (OSError, pa.ArrowException) as error:
             raise self._damaged(part, "a file that cannot be read") from error

@@ -1,4 +1,4 @@
-"""What exploring costs beside the evaluations themselves, as a slope over the number of settings."""
+"""What exploring costs beside the evaluations: a slope over the number of settings."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import ray
+from explorer.sampling import SamplingTask
 from ray import tune
 
 from explorer.exploring import Chunk, Evaluation, Plan, Unit, explore
 from explorer.measurements import Measurement, measurements_table, setting_id
 from explorer.progress import ProgressReport
 from explorer.samplers import SAMPLERS
-from explorer.sampling import SamplingTask
 from explorer.specs import load_spec
 from explorer.store import TableStore
 from explorer.training import ray_session
@@ -95,9 +95,7 @@ def through_explorer(num_settings: int) -> float:
             store.append(measurements_table(rows), part=chunk.name)
             return rows
 
-        explore(
-            plan, SpinningModels(), record, ProgressReport(quiet=True), num_workers=NUM_WORKERS
-        )
+        explore(plan, SpinningModels(), record, ProgressReport(quiet=True), num_workers=NUM_WORKERS)
     return spent
 
 

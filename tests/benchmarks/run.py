@@ -19,6 +19,8 @@ from typing import Any
 import cost
 import evaluation
 import numpy as np
+import overhead
+import query
 import racing
 import step
 import throughput
@@ -31,6 +33,8 @@ BENCHMARKS: dict[str, Callable[[], Mapping[str, Sequence[Row]]]] = {
     "cost": cost.measure,
     "racing": racing.measure,
     "evaluation": evaluation.measure,
+    "query": query.measure,
+    "overhead": overhead.measure,
 }
 DETAILS = {"channels_last", "weights", "rounds", "ratio_of_sums", "first_ms", "calls"}  # JSON only
 BUSY = 0.3  # load average per core from which the numbers are called provisional

@@ -239,6 +239,56 @@ def test_comparison_of_a_hand_made_table():
     assert saving["saving"] == pytest.approx(1 - 1.25 / 1.5)
 
 
+def test_comparison_tells_what_fronts_attain():
+    found = compare(
+        columns_of(hand_made()), None, method="sshn", objectives=(DICE, MACS), ranges={}
+    )
+    sshn = found["methods"]["sshn"]
+    # 0.7 at 1e6 is the worst dice, 0.9 at 1.25e6 is all that is gained, then nothing more
+    history = sshn["hypervolume_history"]
+    assert history["num_settings"] == [1, 2, 3]
+    assert history["hypervolume"] == pytest.approx([0, 0.2 * 0.25e6, 0.2 * 0.25e6])
+    assert history["hypervolume"][-1] == sshn["hypervolume"]
+    # both seeds are alike: every surface is their front
+    front = {"dice": pytest.approx([0.9, 0.7]), "macs": [1.25e6, 1e6]}
+    assert sshn["attainment"] == {"num_seeds": 2} | dict.fromkeys(
+        ("best", "median", "worst"), front
+    )
+
+
+def test_comparison_tells_the_gain_at_equal_cost_and_dominance():
+    found = compare(
+        columns_of(hand_made()), None, method="sshn", objectives=(DICE, MACS), ranges={}
+    )
+    gain = found["iso_cost"]["fixed"]
+    # fixed's best costs 1.5e6, where sshn has 0.9; both cover 1.25e6 to 1.5e6, at 0.9 and 0.8
+    assert gain["cost"] == 1.5e6
+    assert gain["point"]["conditioning"] == {"phi": 0.25}
+    assert gain["gain"] == pytest.approx(0.01)
+    assert gain["range"] == [1.25e6, 1.5e6]
+    assert gain["mean_gain"] == pytest.approx(0.1)
+    # sshn's 0.9 at 1.25e6 dominates all of fixed's front; moved by 0.01 of 0.2, fixed's 0.89 at
+    # 1.5e6 would be as good but for its macs, by 0.25 of 0.5; its cheapest lacks 0.25 of 0.5
+    shares = found["dominance"]["fixed"]
+    assert (shares["share_of_other_dominated"], shares["share_of_own_dominated"]) == (1, 0)
+    assert shares["epsilon_of_other"] == pytest.approx(0.5)
+    assert shares["epsilon"] == pytest.approx(0.0)
+
+
+def test_one_seed_has_no_attainment_and_no_common_costs_no_mean_gain():
+    rows = [row("sshn", 0.1, 0.5), row("fixed", 0.2, 0.9, trial="fixed-phi0.2-s0")]
+    found = compare(columns_of(rows), None, method="sshn", objectives=(DICE, MACS), ranges={})
+    assert found["methods"]["sshn"]["attainment"] is None
+    gain = found["iso_cost"]["fixed"]
+    assert (gain["gain"], gain["mean_gain"], gain["range"]) == (pytest.approx(-0.4), None, None)
+
+
+def test_a_method_that_is_dearer_throughout_has_no_point_at_the_cost():
+    rows = [row("sshn", 0.3, 0.9), row("fixed", 0.2, 0.8, trial="fixed-phi0.2-s0")]
+    found = compare(columns_of(rows), None, method="sshn", objectives=(DICE, MACS), ranges={})
+    assert (found["iso_cost"]["fixed"]["point"], found["iso_cost"]["fixed"]["gain"]) == (None, None)
+
+
 def test_unreached_accuracy_saves_nothing():
     rows = [row("sshn", 0.1, 0.5), row("fixed", 0.1, 0.9, trial="fixed-phi0.1-s0")]
     found = compare(columns_of(rows), None, method="sshn", objectives=(DICE, MACS), ranges={})

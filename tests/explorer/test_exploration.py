@@ -8,10 +8,11 @@ import pytest
 
 from explorer import Bound, open_exploration, resume, run
 from explorer.exploration import Exploration, exploration_ids
+from explorer.measurements import Measurement, measurements_table, setting_id
 from explorer.progress import ProgressReport
 from explorer.session import Session
 from explorer.specs import load_spec
-from explorer.store import measurements_store, set_state
+from explorer.store import TableStore, measurements_store, set_state, write_json, write_text
 from search_spaces.errors import InputError, RunError
 from search_spaces.problem import Objective
 
@@ -99,6 +100,105 @@ def test_damaged_file_is_named(finished, tmp_path, file, text, message):
         path.write_text(text)
     with pytest.raises(InputError, match=message):
         open_exploration("tiny-1", tmp_path).query([])
+
+
+# Asked without having been carried out
+
+
+def measured(phi, dice, *, seed=0, method="sshn", split="val"):
+    conditioning = {"phi": phi}
+    return Measurement(
+        exploration_id="asked-1",
+        trial_id=f"{method}-s{seed}",
+        method=method,
+        seed=seed,
+        split=split,
+        data_digest="0",
+        code_version="0",
+        setting_id=setting_id(conditioning),
+        num_samples=8,
+        evaluation_s=0.1,
+        time=0.0,
+        conditioning=conditioning,
+        metrics={"dice": dice, "dice/region1": dice - 0.1},
+        costs={"macs": 1e6 * (1 + phi), "train_s": 1.0},
+    )
+
+
+@pytest.fixture
+def asked(tmp_path):
+    """An exploration of two seeds whose folder holds what questions need."""
+    folder = tmp_path / "asked-1"
+    write_text(folder / "spec.yaml", load_spec("demo").to_yaml())
+    objectives = [
+        {"name": "dice", "direction": "maximize", "unit": ""},
+        {"name": "macs", "direction": "minimize", "unit": "MAC"},
+    ]
+    write_json(folder / "state.json", {"status": "running", "objectives": objectives})
+    record(folder, [measured(p, d - 0.02 * s, seed=s) for s in (0, 1) for p, d in CURVE])
+    return open_exploration("asked-1", tmp_path)
+
+
+CURVE = ((0.0, 0.5), (0.1, 0.8), (0.3, 0.9), (0.5, 0.92))
+
+
+def record(folder, rows):
+    measurements_store(folder).append(measurements_table(rows))
+
+
+def test_growing_table_is_seen_and_read_only_then(asked, monkeypatch):
+    num_loads = []
+    load = TableStore.load
+    monkeypatch.setattr(TableStore, "load", lambda *a, **k: num_loads.append(1) or load(*a, **k))
+    bound = [Bound("macs", "max", 1.2e6)]
+    assert asked.query(bound).point.conditioning == {"phi": 0.1}
+    assert asked.points() is asked.points(seeds=None)
+    assert asked.query(bound, seeds=[1]).point.metrics["dice"] == pytest.approx(0.78)
+    assert len(num_loads) == 1
+    record(asked.folder, [measured(0.2, 0.85, seed=s) for s in (0, 1)])
+    assert asked.query(bound).point.conditioning == {"phi": 0.2}
+    assert len(num_loads) == 2
+    measurements_store(asked.folder).compact()
+    assert asked.query(bound).point.conditioning == {"phi": 0.2}
+    assert len(num_loads) == 3
+
+
+def test_tables_of_points_are_kept_for_the_last_few_questions(asked):
+    first = asked.points()
+    record(asked.folder, [measured(0.2, 0.5, seed=s) for s in range(2, 12)])
+    assert asked.points() is not first
+    for seed in range(12):
+        asked.points(seeds=[seed])
+    assert len(asked._loaded.tables) == 8
+    assert asked.points(seeds=[11]) is asked.points(seeds=[11])
+
+
+def test_bounds_on_labels_and_costs_mix(asked):
+    bounds = [Bound("dice/region1", "min", 0.65), Bound("flops", "max", 2.8e6)]
+    cheapest = asked.query(bounds, objective=Objective("macs", "minimize"))
+    assert cheapest.point.conditioning == {"phi": 0.1}
+    assert asked.query(bounds).point.conditioning == {"phi": 0.3}
+
+
+def test_knee_is_of_the_exploration_s_objectives(asked):
+    # Scaled, 0.1 lies (0.3 / 0.42 - 0.2) below the chord, 0.3 less.
+    assert asked.knee().point.conditioning == {"phi": 0.1}
+    assert asked.knee([Bound("dice", "min", 0.6)], seeds=[0]).point.conditioning == {"phi": 0.3}
+    assert not asked.knee([Bound("dice", "min", 1.0)]).feasible
+
+
+def test_another_data_set_is_refused_by_name(asked):
+    assert asked.query(dataset="synthetic").feasible
+    for verb in (asked.query, asked.knee):
+        with pytest.raises(
+            InputError, match="asked-1 explores the data set 'synthetic', not 'wbc'"
+        ):
+            verb(dataset="wbc")
+
+
+def test_unknown_seed_is_refused(asked):
+    with pytest.raises(InputError, match="no measurements of seed 5; there are: 0, 1"):
+        asked.query(seeds=[5])
 
 
 # Carried out in name only

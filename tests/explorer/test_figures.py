@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.collections import FillBetweenPolyCollection
 from matplotlib.figure import Figure
 
 from explorer import figures
@@ -96,6 +97,39 @@ def test_cost_figure_is_silent_when_the_best_baseline_is_not_reached(points) -> 
     better = make_points("fixed", [0.4], [0.99], is_grid=True)
     figure = figures.metric_against_cost(points + better, split="test", main="sshn")
     assert not [text for text in legend_of(figure) if text.startswith("same")]
+
+
+def test_attainment_is_drawn_as_the_band_of_the_front(points) -> None:
+    surfaces = {
+        "best": {"dice": [0.83, 0.93], "macs": [1.0e9, 1.2e9]},
+        "median": {"dice": [0.81, 0.91], "macs": [1.0e9, 1.3e9]},
+        "worst": {"dice": [0.80, 0.90], "macs": [1.1e9, 1.4e9]},
+    }
+    figure = figures.metric_against_cost(
+        points, split="val", main="sshn", attainment={"sshn": surfaces, "fixed": surfaces}
+    )
+    assert legend_of(figure).count("band: fronts of single seeds, worst to best") == 1
+    drawn = figure.axes[0].collections
+    (band,) = [one for one in drawn if isinstance(one, FillBetweenPolyCollection)]
+    corners = {(round(x, 9), round(y, 9)) for x, y in band.get_paths()[0].vertices}
+    # nothing below the cheapest cost of the worst, and to the right as far as points reach
+    assert {(1.1, 0.80), (1.1, 0.83), (1.2, 0.93), (1.4, 0.80), (1.4, 0.90)} <= corners
+    assert max(x for x, _ in corners) == 1.5
+
+
+def test_growth_of_the_hypervolume_is_drawn_over_the_largest() -> None:
+    histories = {
+        "sshn": {"num_settings": [1, 2, 3], "hypervolume": [0.0, 3.0, 4.0]},
+        "fixed": {"num_settings": [1, 2], "hypervolume": [1.0, 2.0]},
+    }
+    figure = figures.hypervolume_growth(histories, main="sshn")
+    np.testing.assert_array_equal(
+        line_of(figure, figures.PALETTE[0]), [[1, 0.0], [2, 75.0], [3, 100.0]]
+    )
+    assert legend_of(figure) == [
+        "sshn: 100 % of the largest after 3",
+        "fixed: 50 % of the largest after 2",
+    ]
 
 
 def test_collapse_is_cut_off_and_said() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from explorer.frontiers import Frontier, hypervolume, nondominated_mask
+from explorer.frontiers import Frontier, hypervolume, knee, nondominated_mask
 
 Floats = NDArray[np.float64]
 # A coarse lattice makes ties and copies frequent.
@@ -157,6 +157,65 @@ def test_frontier_is_read_only_and_leaves_its_input_alone() -> None:
         frontier.ids[0] = 9
     losses[0, 0] = 9.0
     assert frontier.losses[0, 0] == 0.0
+
+
+@given(POINTS)
+def test_points_beyond_ref_point_add_nothing(losses: Floats) -> None:
+    ref = np.full(losses.shape[1], 3.0)
+    inside = losses[(losses < ref).all(axis=1)]
+    assert hypervolume(losses, ref) == pytest.approx(hypervolume(inside, ref), rel=1e-12)
+    assert Frontier.of(losses, range(len(losses))).hypervolume(ref) == pytest.approx(
+        hypervolume(inside, ref), rel=1e-12
+    )
+
+
+@given(POINTS)
+def test_frontier_is_sorted_by_whole_rows_copies_in_their_order(losses: Floats) -> None:
+    frontier = Frontier.of(losses, np.arange(len(losses)))
+    rows = [(*row, name) for row, name in zip(frontier.losses.tolist(), frontier.ids, strict=True)]
+    assert rows == sorted(rows)
+    assert set(frontier.ids.tolist()) == set(np.flatnonzero(naive_mask(losses)).tolist())
+
+
+# The knee
+
+
+def naive_knee(losses: Floats) -> Floats:
+    """Two objectives: distances below the line through the ends, over the ranges."""
+    low, high = losses.min(axis=0), losses.max(axis=0)
+    x, y = ((losses - low) / np.where(high > low, high - low, 1)).T
+    return (1 - x - y) / np.sqrt(2)
+
+
+@given(PAIRS)
+def test_knee_lies_farthest_below_the_chord(losses: Floats) -> None:
+    front = Frontier.of(losses, range(len(losses))).losses
+    distances = naive_knee(front)
+    assert distances[knee(front)] == pytest.approx(distances.max(), abs=1e-9)
+
+
+@given(PAIRS, st.floats(1e-6, 1e9), st.floats(-1e3, 1e3))
+def test_units_of_an_objective_do_not_move_the_knee(
+    losses: Floats, factor: float, offset: float
+) -> None:
+    front = Frontier.of(losses, range(len(losses))).losses
+    assert knee(front * [factor, 1.0]) == knee(front)
+    assert knee(front + np.array([0.0, np.round(offset)])) == knee(front)
+
+
+def test_knee_of_a_front_that_bulges_out_or_of_one_point_is_an_end() -> None:
+    assert knee([[0.0, 1.0], [0.7, 0.9], [1.0, 0.0]]) == 0
+    assert knee([[3.0, 4.0], [3.0, 4.0]]) == 0
+    assert knee([[3.0]]) == 0
+
+
+def test_knee_of_three_objectives_is_below_the_plane_through_their_best_points() -> None:
+    ends = [[0.0, 1.0, 1.0], [1.0, 0.0, 1.0], [1.0, 1.0, 0.0]]
+    assert knee([*ends, [0.5, 0.6, 0.7], [0.6, 0.6, 0.5]]) == 4
+    # A point that is best in two objectives: no plane, so the least sum of scaled losses.
+    assert knee([[0.0, 0.0, 1.0], [1.0, 1.0, 0.0], [0.2, 0.3, 0.4]]) == 2
+    with pytest.raises(ValueError, match="at least one point"):
+        knee(np.zeros((0, 2)))
 
 
 def test_frontier_of_another_number_of_ids_is_refused() -> None:

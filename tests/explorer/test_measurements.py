@@ -8,7 +8,9 @@ import pytest
 from explorer.measurements import (
     FIXED_FIELDS,
     SAMPLE_FIELDS,
+    Coded,
     Measurement,
+    coded_columns_of,
     families,
     join_tables,
     measurements_of,
@@ -177,3 +179,19 @@ def test_join_tables_makes_absent_columns_null_and_sorts():
 def test_join_tables_refuses_a_column_of_two_types():
     with pytest.raises(TypeError, match="conditioning/x has incompatible types"):
         join_tables([pa.table({"conditioning/x": [1.0]}), pa.table({"conditioning/x": ["a"]})])
+
+
+def test_text_is_handed_over_as_codes():
+    rows = [
+        make_measurement(0.1, trial_id=trial_id, conditioning={"phi": 0.1, **mode})
+        for trial_id, mode in (("b", {}), ("a", {"mode": "slow"}), ("b", {"mode": "fast"}))
+    ]
+    table = measurements_table(rows)
+    columns = coded_columns_of(pa.concat_tables([table.slice(0, 1), table.slice(1)]))
+    assert [columns["trial_id"][row] for row in range(3)] == ["b", "a", "b"]
+    assert columns["trial_id"].names == ("b", "a")
+    assert [columns["conditioning/mode"][row] for row in range(3)] == [None, "slow", "fast"]
+    np.testing.assert_array_equal(columns["conditioning/phi"], [0.1, 0.1, 0.1])
+    assert columns["seed"].dtype == np.int64
+    plain = Coded.of(np.array(["x", None, np.nan, "x"], dtype=object))
+    assert (plain.codes.tolist(), plain.names) == ([0, 1, 1, 0], ("x", None))

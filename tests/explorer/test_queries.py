@@ -6,15 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from explorer.queries import (
-    Bound,
-    Columns,
-    PointTable,
-    parse_bound,
-)
+from explorer.measurements import Columns
+from explorer.queries import Bound, PointTable, parse_bound
 from search_spaces.errors import InputError
 from search_spaces.problem import Objective
 
@@ -203,24 +199,108 @@ def test_points_without_the_objective_take_no_part() -> None:
     assert table.frontier([DICE, MACS]).ids.tolist() == [1]
 
 
-@given(
-    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12),
-    st.integers(-1, 6),
-    st.integers(-1, 6),
+# Few different values, so that ties abound; None was not measured.
+VALUES = st.one_of(st.none(), st.integers(0, 4).map(float))
+POINTS = st.lists(st.tuples(VALUES, VALUES, VALUES), min_size=1, max_size=12)
+NAMES = ("dice", "dice/nucleus", "macs")
+BOUNDS = st.lists(
+    st.builds(
+        Bound,
+        st.sampled_from(NAMES),
+        st.sampled_from(("max", "min")),
+        st.integers(-1, 5).map(float),
+    ),
+    max_size=3,
+    unique_by=lambda bound: (bound.name, bound.kind),
 )
-def test_query_agrees_with_a_naive_search(
-    values: list[tuple[int, int]], max_macs: int, min_dice: int
-) -> None:
-    rows = [row(index / 100, dice, macs) for index, (dice, macs) in enumerate(values)]
-    bounds = [Bound("macs", "max", max_macs), Bound("dice", "min", min_dice)]
-    answer = PointTable.of(columns_of(rows)).query(bounds, objective=DICE)
-    within = [(-d, m, i) for i, (d, m) in enumerate(values) if m <= max_macs and d >= min_dice]
-    assert answer.feasible == bool(within)
-    if answer.point is not None:
-        assert answer.point.conditioning == {"phi": min(within)[2] / 100}
-    else:
-        assert answer.nearest is not None
-        assert answer.reason
+OBJECTIVES = st.builds(Objective, st.sampled_from(NAMES), st.sampled_from(("minimize", "maximize")))
+
+
+def table_of(points: list[tuple[float | None, ...]]) -> PointTable:
+    rows = [
+        row(index / 100, math.nan, math.nan)
+        | {
+            f"{'cost' if n == 'macs' else 'metric'}/{n}": v
+            for n, v in zip(NAMES, each, strict=True)
+        }
+        for index, each in enumerate(points)
+    ]
+    return PointTable.of(columns_of(rows))
+
+
+def naive_query(
+    points: list[tuple[float | None, ...]], bounds: list[Bound], objective: Objective
+) -> tuple[int | None, int | None]:
+    """The best point and, where there is none, the nearest: by a scan over all of them."""
+
+    def value(index: int, name: str) -> float | None:
+        return points[index][NAMES.index(name)]
+
+    def order(index: int) -> tuple[float, float, int]:
+        loss = objective.to_loss(value(index, objective.name))
+        macs = value(index, "macs")
+        return loss, math.inf if macs is None else macs, index
+
+    names = [objective.name, *(bound.name for bound in bounds)]
+    measured = [
+        index for index in range(len(points)) if None not in [value(index, name) for name in names]
+    ]
+    met = [i for i in measured if all(b.violation(value(i, b.name)) <= 0 for b in bounds)]
+    if met:
+        return min(met, key=order), None
+
+    def worst(index: int) -> float:
+        violations = [0.0]
+        for bound in bounds:
+            held = [v for i in range(len(points)) if (v := value(i, bound.name)) is not None]
+            violations.append(
+                bound.violation(value(index, bound.name)) / (max(held) - min(held) or 1)
+            )
+        return max(violations)
+
+    return None, min(measured, key=lambda i: (worst(i), *order(i))) if measured else None
+
+
+@settings(max_examples=300)
+@given(POINTS, BOUNDS, OBJECTIVES)
+def test_query_agrees_with_a_scan(points: Any, bounds: Any, objective: Objective) -> None:
+    table = table_of(points)
+    assume(all(name in table.names for name in [objective.name, *(b.name for b in bounds)]))
+    best, nearest = naive_query(points, bounds, objective)
+    if best is None and nearest is None:
+        with pytest.raises(InputError, match="none was measured"):
+            table.query(bounds, objective=objective)
+        return
+    answer = table.query(bounds, objective=objective)
+    assert answer.point == (None if best is None else table.point(best))
+    assert answer.nearest == (None if nearest is None else table.point(nearest))
+    assert bool(answer.reason) == (best is None)
+
+
+@given(POINTS, BOUNDS, st.randoms(use_true_random=False))
+def test_order_of_rows_changes_no_answer(points: Any, bounds: Any, random: Any) -> None:
+    rows = [
+        row(i / 100, d or 0, m or 0, **{"metric/dice/nucleus": n or 0})
+        for i, (d, n, m) in enumerate(points)
+    ]
+    shuffled = random.sample(rows, len(rows))
+    answers = [PointTable.of(columns_of(r)).query(bounds, objective=DICE) for r in (rows, shuffled)]
+    assert answers[0].to_json() == answers[1].to_json()
+
+
+@given(POINTS, st.integers(-1, 5))
+def test_a_metric_and_its_negative_give_the_same_answer(points: Any, limit: int) -> None:
+    rows = [
+        row(i / 100, d or 0, m or 0) | {"metric/error": -(d or 0)}
+        for i, (d, _, m) in enumerate(points)
+    ]
+    table = PointTable.of(columns_of(rows))
+    answers = [
+        table.query([Bound("dice", "min", limit)], objective=DICE),
+        table.query([Bound("error", "max", -limit)], objective=Objective("error", "minimize")),
+    ]
+    assert answers[0].point == answers[1].point
+    assert answers[0].nearest == answers[1].nearest
 
 
 def test_reason_names_the_bound_that_nothing_meets(curve: PointTable) -> None:
@@ -316,3 +396,37 @@ def test_settings_given_up_in_a_race_are_no_points():
     table = PointTable.of(columns)
     assert [table.point(k).conditioning["phi"] for k in range(len(table))] == [0.1, 0.3]
     assert table.best(Objective("dice", "maximize")).metrics["dice"] == 0.9
+
+
+# The knee
+
+
+def test_knee_is_the_front_s_point_farthest_from_its_chord() -> None:
+    # Scaled to their ranges, the front's points lie 0, 0.3, 0.55, 0.5 and 0 below the chord.
+    dices = (0.5, 0.75, 0.9, 0.95, 1.0)
+    macs = (0.0, 20.0, 25.0, 40.0, 100.0)
+    rows = [row(i / 10, d, m) for i, (d, m) in enumerate(zip(dices, macs, strict=True))]
+    rows.append(row(0.9, 0.4, 50.0))
+    table = PointTable.of(columns_of(rows))
+    assert table.knee((DICE, MACS)).point == table.point(2)
+    # Of the points from 0.75 on, those between the ends lie 0.5375 and 0.55 below.
+    answer = table.knee((DICE, MACS), [Bound("macs", "max", 100), Bound("dice", "min", 0.75)])
+    assert answer.point == table.point(3)
+    assert answer.to_json()["bounds"] == {"macs": {"max": 100}, "dice": {"min": 0.75}}
+
+
+def test_knee_within_bounds_that_nothing_meets_is_explained(curve: PointTable) -> None:
+    answer = curve.knee((DICE, MACS), [Bound("macs", "max", 1e3)])
+    assert not answer.feasible
+    assert answer.reason == "no setting has macs <= 1k: the smallest is 1.23M (phi = 0)"
+
+
+def test_knee_refuses_repeated_bounds(curve: PointTable) -> None:
+    with pytest.raises(InputError, match="at most one max bound on macs"):
+        curve.knee((DICE, MACS), [Bound("macs", "max", 1), Bound("macs", "max", 2)])
+
+
+def test_losses_come_in_the_order_of_recording() -> None:
+    rows = [row(0.2, 0.8, 2.0), row(0.1, 0.9, 1.0), row(0.3, math.nan, 3.0)]
+    losses = PointTable.of(columns_of(rows)).losses([DICE, MACS])
+    assert losses.tolist() == [[-0.8, 2.0], [-0.9, 1.0]]

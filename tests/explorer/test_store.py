@@ -109,6 +109,28 @@ def test_load_of_some_columns_keeps_their_order(store):
     assert table.to_pydict() == {"metric/dice": [0.75], "seed": [0], "conditioning/phi": [0.25]}
 
 
+def test_load_without_some_columns_leaves_the_others_as_they_were(store):
+    store.append(make_table(0.25, nsd=0.5))
+    store.append(make_table(0.5))
+    without = {"time", "setting_id", "trial_id"}
+    kept = [name for name in store.load().column_names if name not in without]
+    assert store.load(without=without).equals(store.load().select(kept))
+
+
+def test_version_changes_with_what_is_published(store):
+    versions = [store.version()]
+    for phi in (0.1, 0.2):
+        store.append(make_table(phi))
+        versions.append(store.version())
+        assert TableStore(store.path).version() == versions[-1]
+    store.append(make_table(0.3), part="000001")  # published already
+    assert store.version() == versions[-1]
+    store.compact()
+    versions.append(store.version())
+    assert len(set(versions)) == 4
+    assert versions[0] == ""
+
+
 def test_load_refuses_an_unknown_column(store):
     store.append(make_table(0.1))
     with pytest.raises(InputError, match=r"unknown column 'metric/nsd'; known: .*metric/dice"):
@@ -301,13 +323,13 @@ def test_load_while_the_writer_compacts_reads_the_new_part(store, monkeypatch):
     read = TableStore._read
     calls = []
 
-    def compact_first(self, parts, columns, *, verify):
+    def compact_first(self, parts, columns, **options):
         calls.append(len(parts))
         if len(calls) == 1:
             with monkeypatch.context() as patch:
                 patch.setattr(TableStore, "_read", read)
                 TableStore(self.path).compact()
-        return read(self, parts, columns, verify=verify)
+        return read(self, parts, columns, **options)
 
     monkeypatch.setattr(TableStore, "_read", compact_first)
     assert phis(store) == [0.1, 0.2]

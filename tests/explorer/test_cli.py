@@ -1,0 +1,125 @@
+"""Questions on the command line, asked of a folder that holds a table and nothing else."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from explorer.cli import app
+from explorer.measurements import Measurement, measurements_table, setting_id
+from explorer.specs import load_spec
+from explorer.store import measurements_store, write_json, write_text
+from search_spaces.errors import InputError
+
+CURVES = {"sshn": ((0.0, 0.5), (0.1, 0.8), (0.3, 0.9), (0.5, 0.92)), "fixed": ((0.5, 0.85),)}
+
+
+def measured(method: str, phi: float, dice: float, seed: int) -> Measurement:
+    conditioning = {"phi": phi}
+    return Measurement(
+        exploration_id="asked-1",
+        trial_id=f"{method}-s{seed}",
+        method=method,
+        seed=seed,
+        split="val",
+        data_digest="0",
+        code_version="0",
+        setting_id=setting_id(conditioning),
+        num_samples=8,
+        evaluation_s=0.1,
+        time=0.0,
+        conditioning=conditioning,
+        metrics={"dice": dice - 0.02 * seed, "dice/region1": dice - 0.1},
+        costs={"macs": 1e6 * (1 + phi), "train_s": 1.0},
+    )
+
+
+@pytest.fixture
+def runs_dir(tmp_path: Path) -> Path:
+    folder = tmp_path / "asked-1"
+    write_text(folder / "spec.yaml", load_spec("demo").to_yaml())
+    objectives = [
+        {"name": "dice", "direction": "maximize", "unit": ""},
+        {"name": "macs", "direction": "minimize", "unit": "MAC"},
+    ]
+    write_json(folder / "state.json", {"status": "finished", "objectives": objectives})
+    rows = [
+        measured(method, phi, dice, seed)
+        for method, curve in CURVES.items()
+        for seed in (0, 1)
+        for phi, dice in curve
+    ]
+    measurements_store(folder).append(measurements_table(rows))
+    return tmp_path
+
+
+@pytest.fixture
+def ask(runs_dir: Path) -> Any:
+    def query(*arguments: str, command: str = "query") -> Any:
+        done = CliRunner().invoke(
+            app, [command, "asked-1", *arguments, "--runs-dir", str(runs_dir), "--json"]
+        )
+        if isinstance(done.exception, Exception) and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return done.exit_code, json.loads(done.stdout)
+
+    return query
+
+
+def test_bounds_on_labels_metrics_and_costs_mix(ask: Any) -> None:
+    bounds = ("--min", "dice/region1=0.65", "--min", "dice=0.5", "--max", "flops=2.8M")
+    code, document = ask(*bounds, "--minimize", "macs")
+    assert (code, document["point"]["conditioning"]) == (0, {"phi": 0.1})
+    assert document["bounds"] == {
+        "flops": {"max": 2.8e6},
+        "dice/region1": {"min": 0.65},
+        "dice": {"min": 0.5},
+    }
+    assert ask(*bounds, "--maximize", "dice/region1")[1]["point"]["conditioning"] == {"phi": 0.3}
+    code, document = ask("--max", "macs=1k")
+    assert (code, document["feasible"]) == (3, False)
+
+
+def test_seeds_are_averaged_unless_named(ask: Any) -> None:
+    found = {
+        arguments: ask(*arguments)[1]["point"]
+        for arguments in ((), ("--seed", "1"), ("--seed", "0", "--seed", "1", "--method", "fixed"))
+    }
+    assert [round(p["metrics"]["dice"], 9) for p in found.values()] == [0.91, 0.9, 0.84]
+    assert [p["num_seeds"] for p in found.values()] == [2, 1, 2]
+    with pytest.raises(InputError, match="no measurements of seed 4; there are: 0, 1"):
+        ask("--seed", "4")
+
+
+def test_knee_takes_bounds_and_filters_but_no_objective(ask: Any) -> None:
+    assert ask("--knee")[1]["point"]["conditioning"] == {"phi": 0.1}
+    assert ask("--knee", "--method", "fixed")[1]["point"]["conditioning"] == {"phi": 0.5}
+    assert ask("--knee", "--min", "dice=2")[0] == 3
+    with pytest.raises(InputError, match="--knee is of the exploration's own objectives"):
+        ask("--knee", "--minimize", "macs")
+
+
+def test_data_set_is_checked(ask: Any) -> None:
+    assert ask("--dataset", "synthetic")[0] == 0
+    with pytest.raises(InputError, match="explores the data set 'synthetic', not 'wbc'"):
+        ask("--dataset", "wbc")
+
+
+def test_comparison_is_plain_json_with_the_statistics_of_fronts(ask: Any) -> None:
+    comparison = ask("--compare", command="frontier")[1]["comparison"]
+    assert {"iso_accuracy", "iso_cost", "dominance", "ref_point"} < set(comparison)
+    sshn = comparison["methods"]["sshn"]
+    assert sshn["hypervolume_history"]["num_settings"] == [1, 2, 3, 4]
+    assert set(sshn["attainment"]) == {"num_seeds", "best", "median", "worst"}
+
+
+def test_comparison_for_people_names_gains_and_dominance(runs_dir: Path) -> None:
+    done = CliRunner().invoke(
+        app, ["frontier", "asked-1", "--compare", "--runs-dir", str(runs_dir)]
+    )
+    assert done.exit_code == 0, done.output
+    said = " ".join(done.stdout.split())
+    assert "sshn at phi = 0.5 has at most the macs of the best fixed and +7.00 points" in said
+    assert "the front of sshn dominates 100 % of that of fixed" in said
