@@ -21,6 +21,7 @@ from explorer.comparisons import compare
 from explorer.measurements import columns_of
 from explorer.progress import ProgressReport
 from explorer.queries import Answer, Bound, Columns, Point, PointTable
+from explorer.sending import tracked
 from explorer.specs import ExplorationSpec, spec_of
 from explorer.store import (
     measurements_store,
@@ -339,7 +340,7 @@ def _carry_out(
 
     progress = progress or ProgressReport(quiet=True)
     folder = exploration.folder
-    with write_lock(folder / "lock"):
+    with write_lock(folder / "lock"), tracked(folder, exploration.spec, progress):
         set_state(folder, status="running")
         session = Session(folder, exploration.spec, exploration.objectives, dataset, progress)
         try:

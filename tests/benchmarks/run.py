@@ -21,12 +21,14 @@ import numpy as np
 import step
 import throughput
 import torch
+import tracking
 
 Row = Mapping[str, Any]
 BENCHMARKS: dict[str, Callable[[], Mapping[str, Sequence[Row]]]] = {
     "step": step.measure,
     "throughput": throughput.measure,
     "cost": cost.measure,
+    "tracking": tracking.measure,
 }
 DETAILS = {"channels_last", "weights", "rounds", "ratio_of_sums", "first_ms", "calls"}  # JSON only
 BUSY = 0.3  # load average per core from which the numbers are called provisional
