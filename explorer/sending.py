@@ -2,10 +2,10 @@
 
 It reads the exploration's folder and sends what that says (`explorer.projecting`): nothing is
 handed over by the run, so that nothing can pile up, and a server that is away, slow or broken is
-no concern of the run's. The spool of what could not be sent is the table itself, and in `state.json`
-the mark `tracking: pending`, which is there from the beginning of a run until all was delivered: a
-run killed at any moment leaves it, and `explorer resume` sends what is missing. The process ends
-with the run, however that ends; it may be killed at any moment.
+no concern of the run's. The spool of what could not be sent is the table itself, and the mark
+`tracking: pending` in `state.json`, which is there from the beginning of a run until all was
+delivered: a run killed at any moment leaves it, and `explorer resume` sends what is missing. The
+process ends with the run, however that ends; it may be killed at any moment.
 """
 
 from __future__ import annotations
@@ -63,9 +63,7 @@ def tracked(folder: Path, spec: ExplorationSpec, progress: ProgressReport) -> It
         if reason is None:
             set_state(folder, tracking="delivered")
         elif is_finished:
-            progress.say(
-                f"tracking is pending, explorer resume {folder.name} sends it: {reason}"
-            )
+            progress.say(f"tracking is pending, explorer resume {folder.name} sends it: {reason}")
 
 
 class Sender:
@@ -82,6 +80,7 @@ class Sender:
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         self.process = subprocess.Popen(
             [sys.executable, "-m", "explorer.sending", str(folder), str(every_s)],
+            bufsize=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -91,6 +90,13 @@ class Sender:
 
     def finish(self, limit_s: float | None) -> str | None:
         """Let it send what is left, then end it; None, or in one line why something is pending."""
+        try:
+            with self.process:  # closes its pipes
+                return self._finish(limit_s)
+        finally:
+            self._errors.close()
+
+    def _finish(self, limit_s: float | None) -> str | None:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         try:
@@ -105,8 +111,8 @@ class Sender:
             self.process.wait()
         if self.process.returncode:
             self._errors.seek(0)
-            errors = self._errors.read().decode(errors="replace").split("\n")
-            return f"the sending process failed: {' '.join(errors[-2:]) or 'it was killed'}"
+            errors = self._errors.read().decode(errors="replace").splitlines()
+            return f"the sending process failed: {(errors or ['it was killed'])[-1]}"
         pending: str | None = json.loads(self.process.stdout.read())["pending"]
         return pending
 

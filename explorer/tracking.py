@@ -210,9 +210,7 @@ class Tracker:
 class _Projection:
     """One record on its way into MLflow, and the runs that were found there."""
 
-    def __init__(
-        self, client: MlflowClient, experiment_id: str, record: ExplorationRecord
-    ) -> None:
+    def __init__(self, client: MlflowClient, experiment_id: str, record: ExplorationRecord) -> None:
         self.client, self.experiment_id, self.record = client, experiment_id, record
         self.known = self._search()
         self.parent = self._run("exploration", record.exploration_id, record.exploration_id)
@@ -227,9 +225,7 @@ class _Projection:
         )
         for training in record.trainings:
             run = self._run("training", training.trial_id, training.trial_id)
-            self._write(
-                run, params=training.params, history=training.history, status="FINISHED"
-            )
+            self._write(run, params=training.params, history=training.history, status="FINISHED")
         if record.points is not None:
             self._send_points(record.points)
         run_id, tags = self.parent.info.run_id, {}
