@@ -29,6 +29,7 @@ from explorer.measurements import (
 from explorer.points import FIXED_COLUMNS, Point
 from explorer.progress import ProgressReport
 from explorer.queries import Answer, Bound, PointTable
+from explorer.sending import tracked
 from explorer.specs import ExplorationSpec, spec_of
 from explorer.store import (
     measurements_store,
@@ -233,7 +234,8 @@ class Exploration:
             raise InputError(f"{method} is trained for each setting: there is nothing to refine")
         self.query(bounds, objective=objective, method=method)  # a wrong question costs nothing
         dataset = _unchanged_data(self)
-        with write_lock(self.folder / "lock"), progress or ProgressReport(quiet=True) as shown:
+        shown = progress or ProgressReport(quiet=True)
+        with write_lock(self.folder / "lock"), tracked(self.folder, self.spec, shown), shown:
             session = Session(self.folder, self.spec, self.objectives, dataset, shown)
             session.refine(bounds, objective, method, num_points)
         return self.query(bounds, objective=objective, method=method)
@@ -482,7 +484,7 @@ def _carry_out(
 
     progress = progress or ProgressReport(quiet=True)
     folder = exploration.folder
-    with write_lock(folder / "lock"):
+    with write_lock(folder / "lock"), tracked(folder, exploration.spec, progress):
         set_state(folder, status="running")
         session = Session(folder, exploration.spec, exploration.objectives, dataset, progress)
         try:

@@ -1,4 +1,4 @@
-"""What an exploration shows: figures in its folder, and its projection into MLflow."""
+"""What an exploration shows in its folder: figures and the page."""
 
 from __future__ import annotations
 
@@ -20,12 +20,9 @@ from explorer.figures import (
 )
 from explorer.measurements import Columns
 from explorer.queries import PointTable
-from explorer.specs import ExplorationSpec
 from explorer.training import TrialRecord
 from search_spaces.errors import InputError, RunError, unknown_name
 from search_spaces.problem import Objective
-
-EXPERIMENT = "explorations"
 
 
 def plot_frontier(
@@ -170,65 +167,6 @@ def conditioning_names(columns: Columns) -> list[str]:
     prefix = "conditioning/"
     names = [name for name in columns if name.startswith(prefix)]
     return [name.removeprefix(prefix) for name in names if columns[name].dtype.kind == "f"]
-
-
-def track(
-    folder: Path,
-    spec: ExplorationSpec,
-    state: Mapping[str, Any],
-    columns: Columns,
-    objectives: Sequence[Objective],
-    *,
-    files: Sequence[Path],
-    records: Mapping[str, TrialRecord],
-) -> str | None:
-    """Make MLflow show a finished exploration; None, or in one line why it is pending."""
-    from explorer.tracking import (
-        ExplorationRecord,
-        TrackedPoint,
-        TrackedTraining,
-        Tracker,
-        deliver,
-        tracking_uri,
-    )
-
-    quality = objectives[0].name
-    grids = {baseline.method for baseline in spec.baselines if baseline.grid}
-    points = []
-    for method in dict.fromkeys(columns["method"].tolist()):
-        table = PointTable.of(columns, method=method)
-        front = set(table.frontier(objectives).ids.tolist())
-        kept = range(len(table)) if method in grids else sorted(front)
-        for index in kept if method in grids or method == spec.method else ():
-            point = table.point(index).to_json()
-            setting = ",".join(f"{name}={value}" for name, value in point["conditioning"].items())
-            points.append(TrackedPoint(f"{folder.name}/{method}/{setting}", point, index in front))
-    record = ExplorationRecord(
-        folder.name,
-        "finished",
-        params=spec.model_dump(mode="json"),
-        tags={name: str(state[name]) for name in ("spec_digest", "data_digest", "code_version")},
-        metrics={f"{stage}_s": seconds for stage, seconds in state["elapsed_s"].items()},
-        points=points,
-        trainings=[
-            TrackedTraining(name, _training_params(record), _history(record, quality))
-            for name, record in records.items()
-        ],
-        table=columns,
-        files=files,
-    )
-    tracker = Tracker(tracking_uri(folder.parent), experiment=EXPERIMENT)
-    return deliver(lambda: tracker.project(record))
-
-
-def _training_params(record: TrialRecord) -> dict[str, Any]:
-    trial = record.trial
-    return {
-        "method": trial.method,
-        "seed": trial.seed,
-        "learning_rate": trial.learning_rate,
-        **trial.settled,
-    }
 
 
 def _history(record: TrialRecord, quality: str) -> list[dict[str, float]]:

@@ -42,7 +42,7 @@ from explorer.progress import ProgressReport
 from explorer.queries import Bound, PointTable
 from explorer.racing import Race, Values
 from explorer.refining import settings_around
-from explorer.reporting import draw, track
+from explorer.reporting import draw
 from explorer.samplers import SAMPLERS, Sampler, SamplingTask
 from explorer.specs import ExplorationSpec
 from explorer.store import measurements_store, read_json, samples_store, set_state
@@ -507,24 +507,7 @@ class Session:
 
     def _report(self) -> None:
         columns = columns_of(self.store.load())
-        main = self.spec.method
-        files = draw(self.folder, columns, self.objectives, main=main, records=self.records)
-        if not self.spec.tracking:
-            return
-        pending = track(
-            self.folder,
-            self.spec,
-            self.state,
-            columns,
-            self.objectives,
-            files=files,
-            records=self.records,
-        )
-        set_state(self.folder, tracking="pending" if pending else "delivered")
-        if pending:
-            self.progress.say(
-                f"tracking is pending, explorer resume {self.folder.name} sends it: {pending}"
-            )
+        draw(self.folder, columns, self.objectives, main=self.spec.method, records=self.records)
 
 
 def _key(row: Measurement) -> Key:

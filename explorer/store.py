@@ -141,6 +141,10 @@ class TableStore:
                     raise
                 parts = newer  # compacted by the writer while we were reading
 
+    def copy_to(self, path: Path) -> None:
+        """Write all rows into one local Parquet file."""
+        pq.write_table(self.load(), path, compression="zstd")
+
     def keys(self) -> set[tuple[Any, ...]]:
         """The keys of all rows."""
         return set(zip(*(c.to_pylist() for c in self.load(self.key).columns), strict=True))
@@ -297,9 +301,10 @@ def samples_store(folder: Path) -> TableStore:
 
 
 def set_state(folder: Path, **changes: Any) -> None:
-    """Change keys of an exploration's state; a former error is forgotten."""
+    """Change keys of an exploration's state; a new status makes a former error forgotten."""
     state = read_json(folder / "state.json")
-    state.pop("error", None)
+    if "status" in changes:
+        state.pop("error", None)
     write_json(folder / "state.json", state | changes)
 
 

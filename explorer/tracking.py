@@ -1,14 +1,20 @@
 """The projection of explorations into MLflow: one parent run each, child runs for what it holds.
 
-The table is the truth and MLflow a view of it, so all of this may be sent again at any time: runs
-are looked up by their tags before they are created, values are compared before they are logged,
-and projecting the same record twice changes nothing. A server that was away is caught up with in
-the same way: `project` the record once more, with a new `Tracker`.
+The table is the truth and MLflow a view of it, so `Tracker.project` may be called at any time and
+as often as one likes: one search finds the runs of an exploration, those that are missing are
+created, values that differ are logged, and projecting the same record twice changes nothing. A
+server that was away, broke off or answered too late is caught up with in the same way.
 
-    kind=exploration  tag exploration_id; params = the spec; the table, figures and the page
+    kind=exploration  tag exploration_id; params = the spec; metrics over num_measurements; the
+                      table, figures and the page
     kind=training     tags mlflow.parentRunId, trial_id; curves over epochs
     kind=point        tags mlflow.parentRunId, measurement_id, frontier=true|false; params = method
                       and conditioning; metrics dice, dice/LABEL, test_dice, macs, flops, ...
+
+All of them carry the tag exploration_uid. A request that was given up may still be carried out
+while its repetition is, so that a run can come to be twice: the next projection deletes the later
+one. A child costs three requests, which is the least: MLflow takes no values when a run is
+created, and no status with the values.
 
 Importing this module sets those of MLflow's environment variables that the user has not set:
 no telemetry, a quiet console (its links would spoil `--json`), and one attempt per request (a
@@ -23,12 +29,12 @@ import os
 import re
 import ssl
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
@@ -49,6 +55,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from search_spaces.errors import InputError, RunError
 
 Status = Literal["running", "finished", "failed", "interrupted"]
+Kind = Literal["exploration", "training", "point"]
+History: TypeAlias = Sequence[Mapping[str, float]]
 Item = TypeVar("Item")
 
 _RUN_STATUS = {
@@ -57,8 +65,14 @@ _RUN_STATUS = {
     "failed": "FAILED",
     "interrupted": "KILLED",
 }
-_KEY_TAG = {"exploration": "exploration_id", "training": "trial_id", "point": "measurement_id"}
+_KEY_TAG: dict[str, str] = {
+    "exploration": "exploration_id",
+    "training": "trial_id",
+    "point": "measurement_id",
+}
+_UID_TAG = "exploration_uid"
 _PARENT_TAG = "mlflow.parentRunId"
+_DATABASES = ("postgresql", "mysql", "mssql")
 _CONTACT_TIMEOUT_S = 2.0
 _TABLE_FILE = "table.json"
 
@@ -84,11 +98,11 @@ class TrackedPoint:
 
 @dataclass(frozen=True)
 class TrackedTraining:
-    """A trial's curves: `history` holds its reports in order, with `epoch` as the step."""
+    """A trial's curves: `history` as in `ExplorationRecord`, by epoch."""
 
     trial_id: str
     params: Mapping[str, Any]
-    history: Sequence[Mapping[str, float]]
+    history: History
 
 
 @dataclass(frozen=True)
@@ -96,24 +110,32 @@ class ExplorationRecord:
     """All that MLflow shall show of one exploration.
 
     Attributes:
-        exploration_id: identity of the parent run.
+        exploration_id: name of the parent run.
+        uid: identity of the exploration among all that share the server.
         status: in our words; an interrupted one can be resumed.
+        created: when it began, in seconds since 1970.
         params: the spec; nested mappings become dotted names.
         tags: of the parent run.
-        metrics: of the parent run, such as hypervolume or elapsed seconds.
-        points: every frontier point and every trained baseline, complete.
+        metrics: of the parent run, such as elapsed seconds.
+        history: the parent's curves: rows of values by ascending `step`, with or without the
+            `time` in seconds since 1970. A step that was sent is never sent again.
         trainings: the trials that trained.
+        points: every frontier point and every trained baseline, complete: the others leave the
+            front. None while the front is not known, which leaves the points as they are.
         table: measurement table as columns, or None to leave it out.
         files: existing files, logged under their own names.
     """
 
     exploration_id: str
+    uid: str
     status: Status
+    created: float
     params: Mapping[str, Any] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
-    points: Sequence[TrackedPoint] = ()
+    history: History = ()
     trainings: Sequence[TrackedTraining] = ()
+    points: Sequence[TrackedPoint] | None = None
     table: Mapping[str, NDArray[Any]] | None = None
     files: Sequence[Path] = ()
 
@@ -134,253 +156,211 @@ def tracking_uri(runs_dir: str | Path) -> str:
     return f"sqlite:///{Path(runs_dir).resolve() / 'mlflow.db'}"
 
 
-def deliver(send: Callable[[], object]) -> str | None:
-    """Run a delivery; None when it went through, otherwise in one line why it is pending."""
-    try:
-        send()
-    except TrackingUnavailableError as error:
-        return str(error)
-    return None
-
-
 class Tracker:
     """Writes explorations into one MLflow experiment; created without touching the server.
 
-    Every method raises `TrackingUnavailableError` when MLflow is away or refuses. After the first
-    such failure this object raises at once, without asking again, so that a run is held up once
-    only; a new object tries again.
-
     Args:
-        uri: tracking URI. Beside a SQLite file, artifacts lie in `mlartifacts/`; a server has
-            its own place.
+        uri: tracking URI.
         experiment: name of the MLflow experiment, created on first use.
+        artifacts_dir: where artifacts lie when a database is written to directly; a SQLite file
+            has them beside it in `mlartifacts/`, a server in its own place.
     """
 
-    def __init__(self, uri: str, *, experiment: str) -> None:
+    def __init__(self, uri: str, *, experiment: str, artifacts_dir: Path | None = None) -> None:
         self.uri = uri
         self.experiment = experiment
-        self._client: MlflowClient | None = None
-        self._experiment_id = ""
-        self._failure: str | None = None
+        self.artifacts_dir = artifacts_dir
 
     def project(self, record: ExplorationRecord) -> str:
         """Make MLflow show exactly this record; returns the parent's run id.
 
-        Whatever is missing is created and whatever differs is updated: the one entry point for
-        final results and for catching up.
-        """
-        exploration_id = record.exploration_id
-        with self._delivery() as client:
-            parent = self._find(client, exploration_id) or self._create_parent(
-                client, exploration_id
-            )
-            _write(client, parent, params=_flat(record.params), tags=record.tags)
-        self.log_points(exploration_id, record.points)
-        for training in record.trainings:
-            self.log_training(
-                exploration_id, training.trial_id, training.history, params=training.params
-            )
-        if record.table is not None:
-            self.log_table(exploration_id, record.table)
-        self.log_artifacts(exploration_id, record.files)
-        self.finish(exploration_id, record.status, record.metrics)
-        return str(parent.info.run_id)
-
-    def start(self, exploration_id: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> str:
-        """Mark an exploration as running, a new or a resumed one; returns the parent's run id."""
-        with self._delivery() as client:
-            parent = self._find(client, exploration_id) or self._create_parent(
-                client, exploration_id
-            )
-            _write(client, parent, params=_flat(params), tags=tags, status="RUNNING")
-            return str(parent.info.run_id)
-
-    def log_points(self, exploration_id: str, points: Sequence[TrackedPoint]) -> None:
-        """One child run per point; points tracked before and not among these leave the front."""
-        with self._delivery() as client:
-            parent = self._parent(client, exploration_id)
-            known = self._children(client, parent, "point")
-            for tracked in points:
-                tags = {
-                    "frontier": str(tracked.is_on_frontier).lower(),
-                    "num_seeds": str(tracked.point["num_seeds"]),
-                }
-                key, name = tracked.measurement_id, _run_name(tracked.point)
-                run = known.pop(key, None) or self._create_child(
-                    client, parent, "point", key, name=name, tags=tags
-                )
-                params = {"method": tracked.point["method"], **tracked.point["conditioning"]}
-                metrics = _point_metrics(tracked.point)
-                _write(client, run, params=params, metrics=metrics, tags=tags, status="FINISHED")
-            for run in known.values():
-                _write(client, run, tags={"frontier": "false"})
-
-    def log_training(
-        self,
-        exploration_id: str,
-        trial_id: str,
-        history: Sequence[Mapping[str, float]],
-        *,
-        params: Mapping[str, Any] | None = None,
-    ) -> None:
-        """One child run per trial; reports that it already holds are not sent again."""
-        with self._delivery() as client:
-            parent = self._parent(client, exploration_id)
-            run = self._children(client, parent, "training").get(trial_id) or self._create_child(
-                client, parent, "training", trial_id, name=trial_id
-            )
-            num_logged = int(run.data.tags.get("num_reports", "0"))
-            # A timestamp that depends on the row alone: a report sent twice is stored once.
-            metrics = [
-                Metric(_key(name), float(value), run.info.start_time + row, int(report["epoch"]))
-                for row, report in enumerate(history)
-                for name, value in report.items()
-                if row >= num_logged and name != "epoch" and _is_finite(value)
-            ]
-            for part in _parts(metrics, 1000):
-                client.log_batch(run.info.run_id, metrics=part)
-            tags = {"num_reports": str(max(num_logged, len(history)))}
-            _write(client, run, params=_flat(params or {}), tags=tags, status="FINISHED")
-
-    def log_table(self, exploration_id: str, table: Mapping[str, NDArray[Any]]) -> None:
-        """The table as an artifact that MLflow's own table view opens; replaces the former one."""
-        with self._delivery() as client:
-            parent = self._parent(client, exploration_id)
-            client.log_text(parent.info.run_id, _table_json(table), _TABLE_FILE)
-            listing = json.dumps([{"path": _TABLE_FILE, "type": "table"}])
-            _write(client, parent, tags={"mlflow.loggedArtifacts": listing})
-
-    def log_artifacts(self, exploration_id: str, files: Sequence[Path]) -> None:
-        """Files under their own names; one of the same name is replaced.
+        Whatever is missing is created and whatever differs is updated.
 
         Raises:
+            TrackingUnavailableError: MLflow is away or refuses; what was sent so far stays.
             ValueError: a file does not exist.
         """
-        missing = [str(path) for path in files if not path.is_file()]
+        missing = [str(path) for path in record.files if not path.is_file()]
         if missing:
             raise ValueError(f"expected existing files, missing: {', '.join(missing)}")
         with self._delivery() as client:
-            parent = self._parent(client, exploration_id)
-            for path in files:
-                client.log_artifact(parent.info.run_id, str(path))
-
-    def finish(self, exploration_id: str, status: Status, metrics: Mapping[str, float]) -> None:
-        """Final status and metrics of the parent run."""
-        with self._delivery() as client:
-            parent = self._parent(client, exploration_id)
-            _write(client, parent, metrics=metrics, status=_RUN_STATUS[status])
+            projection = _Projection(client, self._experiment_id(client), record)
+            projection.send()
+            return projection.parent.info.run_id  # type: ignore[no-any-return]
 
     @contextmanager
     def _delivery(self) -> Iterator[MlflowClient]:
-        if self._failure is not None:
-            raise TrackingUnavailableError(self._failure)
         try:
             _contact(self.uri)
-            yield self._connected()
+            yield MlflowClient(self.uri)
         except (MlflowException, SQLAlchemyError, OSError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            self._failure = f"tracking: MLflow at {_without_login(self.uri)}: {reason}"
-            raise TrackingUnavailableError(self._failure) from error
+            raise TrackingUnavailableError(
+                f"tracking: MLflow at {_without_login(self.uri)}: {reason}"
+            ) from error
 
-    def _connected(self) -> MlflowClient:
-        if self._client is None:
-            client = MlflowClient(self.uri)
-            known = client.get_experiment_by_name(self.experiment)
-            self._experiment_id = (
-                known.experiment_id
-                if known is not None
-                else client.create_experiment(self.experiment, _artifact_uri(self.uri))
+    def _experiment_id(self, client: MlflowClient) -> str:
+        known = client.get_experiment_by_name(self.experiment)
+        if known is not None:
+            return str(known.experiment_id)
+        place = _artifact_uri(self.uri, self.artifacts_dir)
+        return str(client.create_experiment(self.experiment, place))
+
+
+class _Projection:
+    """One record on its way into MLflow, and the runs that were found there."""
+
+    def __init__(self, client: MlflowClient, experiment_id: str, record: ExplorationRecord) -> None:
+        self.client, self.experiment_id, self.record = client, experiment_id, record
+        self.known = self._search()
+        self.parent = self._run("exploration", record.exploration_id, record.exploration_id)
+
+    def send(self) -> None:
+        record = self.record
+        self._write(
+            self.parent,
+            params=_flat(record.params),
+            tags=record.tags,
+            history=record.history,
+        )
+        for training in record.trainings:
+            run = self._run("training", training.trial_id, training.trial_id)
+            self._write(run, params=training.params, history=training.history, status="FINISHED")
+        if record.points is not None:
+            self._send_points(record.points)
+        run_id, tags = self.parent.info.run_id, {}
+        if record.table is not None:
+            self.client.log_text(run_id, _table_json(record.table), _TABLE_FILE)
+            # what MLflow's table view looks for
+            tags["mlflow.loggedArtifacts"] = json.dumps([{"path": _TABLE_FILE, "type": "table"}])
+        for path in record.files:
+            self.client.log_artifact(run_id, str(path))
+        status = _RUN_STATUS[record.status]
+        self._write(self.parent, metrics=record.metrics, tags=tags, status=status)
+
+    def _send_points(self, points: Sequence[TrackedPoint]) -> None:
+        for tracked in points:
+            tags = {
+                "frontier": str(tracked.is_on_frontier).lower(),
+                "num_seeds": str(tracked.point["num_seeds"]),
+            }
+            name = _run_name(tracked.point)
+            run = self._run("point", tracked.measurement_id, name, tags=tags)
+            self._write(
+                run,
+                params={"method": tracked.point["method"], **tracked.point["conditioning"]},
+                metrics=_point_metrics(tracked.point),
+                tags=tags,
+                status="FINISHED",
             )
-            self._client = client
-        return self._client
+        shown = {tracked.measurement_id for tracked in points}
+        for (kind, key), run in self.known.items():
+            if kind == "point" and key not in shown:
+                self._write(run, tags={"frontier": "false"})
 
-    def _find(self, client: MlflowClient, exploration_id: str) -> Run | None:
-        runs = self._search(client, f"tags.exploration_id = '{exploration_id}'", "exploration")
-        return runs.get(exploration_id)
-
-    def _parent(self, client: MlflowClient, exploration_id: str) -> Run:
-        run = self._find(client, exploration_id)
-        if run is None:
-            raise ValueError(f"exploration {exploration_id!r} is not tracked yet; call start first")
-        return run
-
-    def _children(self, client: MlflowClient, parent: Run, kind: str) -> dict[str, Run]:
-        return self._search(client, f"tags.{_PARENT_TAG} = '{parent.info.run_id}'", kind)
-
-    def _search(self, client: MlflowClient, where: str, kind: str) -> dict[str, Run]:
-        """Runs of one kind by the tag that identifies them."""
-        found: dict[str, Run] = {}
+    def _search(self) -> dict[tuple[str, str], Run]:
+        """The exploration's runs by kind and key; of those that are there twice, the first."""
+        found: list[Run] = []
         token: str | None = None
         while True:
-            page = client.search_runs(
-                [self._experiment_id],
-                f"{where} and tags.kind = '{kind}'",
+            page = self.client.search_runs(
+                [self.experiment_id],
+                f"tags.{_UID_TAG} = '{self.record.uid}'",
                 max_results=1000,
                 page_token=token,
             )
-            found |= {run.data.tags[_KEY_TAG[kind]]: run for run in page}
+            found += page
             token = page.token
             if not token:
-                return found
+                break
+        known: dict[tuple[str, str], Run] = {}
+        for run in sorted(found, key=lambda run: (run.info.start_time, run.info.run_id)):
+            kind = run.data.tags["kind"]
+            if known.setdefault((kind, run.data.tags[_KEY_TAG[kind]]), run) is not run:
+                self.client.delete_run(run.info.run_id)
+        return known
 
-    def _create_parent(self, client: MlflowClient, exploration_id: str) -> Run:
-        tags = {"kind": "exploration", "exploration_id": exploration_id}
-        return client.create_run(self._experiment_id, tags=tags, run_name=exploration_id)
-
-    def _create_child(
-        self,
-        client: MlflowClient,
-        parent: Run,
-        kind: str,
-        key: str,
-        *,
-        name: str,
-        tags: Mapping[str, str] | None = None,
+    def _run(
+        self, kind: Kind, key: str, name: str, *, tags: Mapping[str, str] | None = None
     ) -> Run:
-        identity = {_PARENT_TAG: parent.info.run_id, "kind": kind, _KEY_TAG[kind]: key}
-        return client.create_run(
-            self._experiment_id, tags={**(tags or {}), **identity}, run_name=name
-        )
+        """The run that is there, otherwise a new one."""
+        identity = {_UID_TAG: self.record.uid, "kind": kind, _KEY_TAG[kind]: key}
+        is_parent = kind == "exploration"
+        if not is_parent:
+            identity[_PARENT_TAG] = self.parent.info.run_id
+        run = self.known.get((kind, key))
+        if run is None:
+            return self.client.create_run(
+                self.experiment_id,
+                start_time=int(1000 * self.record.created) if is_parent else None,
+                tags={**(tags or {}), **identity},
+                run_name=name,
+            )
+        # A parent that was there twice may have left its children with the one that is deleted.
+        self._write(run, tags=identity)
+        return run
+
+    def _write(
+        self,
+        run: Run,
+        *,
+        params: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, float] | None = None,
+        tags: Mapping[str, str] | None = None,
+        history: History = (),
+        status: str | None = None,
+    ) -> None:
+        """Bring a run up to date; asks the server for nothing when it already is.
+
+        Parameters cannot be changed once logged: those that the run has are left alone.
+        """
+        now_ms = int(time.time() * 1000)
+        new_params = [
+            Param(_key(name), str(value))
+            for name, value in _flat(params or {}).items()
+            if _key(name) not in run.data.params
+        ]
+        new_metrics = [
+            Metric(_key(name), float(value), now_ms, 0)
+            for name, value in (metrics or {}).items()
+            if _is_finite(value) and run.data.metrics.get(_key(name)) != float(value)
+        ]
+        new_metrics += _new_steps(run, history)
+        tags = {**(tags or {}), **({"last_step": _last_step(history)} if history else {})}
+        new_tags = [
+            RunTag(name, value) for name, value in tags.items() if run.data.tags.get(name) != value
+        ]
+        parts = zip_longest(_parts(new_metrics, 800), _parts(new_params, 100), fillvalue=())
+        *first, (last_metrics, last_params) = [*parts] or [((), ())]
+        for some_metrics, some_params in first:
+            self.client.log_batch(run.info.run_id, some_metrics, some_params)
+        # with the last values: `last_step` says that all are there
+        if last_metrics or last_params or new_tags:
+            self.client.log_batch(run.info.run_id, last_metrics, last_params, new_tags)
+        if status == "RUNNING" != run.info.status:
+            self.client.update_run(run.info.run_id, status=status)
+        elif status is not None and status != run.info.status:
+            self.client.set_terminated(run.info.run_id, status)
 
 
-def _write(
-    client: MlflowClient,
-    run: Run,
-    *,
-    params: Mapping[str, Any] | None = None,
-    metrics: Mapping[str, float] | None = None,
-    tags: Mapping[str, str] | None = None,
-    status: str | None = None,
-) -> None:
-    """Bring a run up to date; asks the server for nothing when it already is.
+def _new_steps(run: Run, history: History) -> list[Metric]:
+    """Rows that the run does not have yet.
 
-    Parameters cannot be changed once logged: those that the run has are left alone.
+    Their times depend on the rows alone: a row that is sent twice is stored once.
     """
-    now_ms = int(time.time() * 1000)
-    new_params = [
-        Param(_key(name), str(value))
-        for name, value in (params or {}).items()
-        if _key(name) not in run.data.params
+    last_step = int(run.data.tags.get("last_step", "-1"))
+    return [
+        Metric(_key(name), float(value), time_ms, int(row["step"]))
+        for index, row in enumerate(history)
+        if row["step"] > last_step
+        for time_ms in [int(1000 * row["time"]) if "time" in row else run.info.start_time + index]
+        for name, value in row.items()
+        if name not in ("step", "time") and _is_finite(value)
     ]
-    new_metrics = [
-        Metric(_key(name), float(value), now_ms, 0)
-        for name, value in (metrics or {}).items()
-        if _is_finite(value) and run.data.metrics.get(_key(name)) != float(value)
-    ]
-    new_tags = [
-        RunTag(name, value)
-        for name, value in (tags or {}).items()
-        if run.data.tags.get(name) != value
-    ]
-    batches = zip_longest(
-        _parts(new_metrics, 800), _parts(new_params, 100), _parts(new_tags, 100), fillvalue=()
-    )
-    for some_metrics, some_params, some_tags in batches:
-        client.log_batch(run.info.run_id, some_metrics, some_params, some_tags)
-    if status == "RUNNING" != run.info.status:
-        client.update_run(run.info.run_id, status=status)
-    elif status is not None and status != run.info.status:
-        client.set_terminated(run.info.run_id, status)
+
+
+def _last_step(history: History) -> str:
+    return str(int(history[-1]["step"]))
 
 
 def _contact(uri: str) -> None:
@@ -408,11 +388,13 @@ def _without_login(uri: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if parts.netloc else uri
 
 
-def _artifact_uri(uri: str) -> str | None:
-    if not uri.startswith("sqlite:///"):
+def _artifact_uri(uri: str, artifacts_dir: Path | None) -> str | None:
+    if uri.startswith("sqlite:///"):
+        database = Path(uri.removeprefix("sqlite:///").partition("?")[0])
+        artifacts_dir = database.parent / "mlartifacts"
+    elif not uri.startswith(_DATABASES):
         return None
-    database = Path(uri.removeprefix("sqlite:///").partition("?")[0])
-    return (database.resolve().parent / "mlartifacts").as_uri()
+    return artifacts_dir.resolve().as_uri() if artifacts_dir else None
 
 
 def _point_metrics(point: Mapping[str, Any]) -> dict[str, float]:

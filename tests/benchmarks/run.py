@@ -25,6 +25,7 @@ import racing
 import step
 import throughput
 import torch
+import tracking
 
 Row = Mapping[str, Any]
 BENCHMARKS: dict[str, Callable[[], Mapping[str, Sequence[Row]]]] = {
@@ -35,6 +36,7 @@ BENCHMARKS: dict[str, Callable[[], Mapping[str, Sequence[Row]]]] = {
     "evaluation": evaluation.measure,
     "query": query.measure,
     "overhead": overhead.measure,
+    "tracking": tracking.measure,
 }
 DETAILS = {"channels_last", "weights", "rounds", "ratio_of_sums", "first_ms", "calls"}  # JSON only
 BUSY = 0.3  # load average per core from which the numbers are called provisional

@@ -2,12 +2,15 @@
 
 import itertools
 import json
+import re
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -20,13 +23,13 @@ from explorer.tracking import (
     TrackedTraining,
     Tracker,
     TrackingUnavailableError,
-    deliver,
+    _artifact_uri,
     tracking_uri,
 )
 from search_spaces.errors import InputError
 
 # The first touch of an SQLite file creates all of MLflow's tables.
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 UNREACHABLE = "http://127.0.0.1:9"
 
 
@@ -50,15 +53,19 @@ def record(new_id: Iterator[str], tmp_path: Path) -> ExplorationRecord:
     page = tmp_path / "frontier.html"
     page.write_text("<html></html>", encoding="utf-8")
     history = [
-        {"epoch": 0, "train_loss": 1.0, "dice": float("nan")},
-        {"epoch": 1, "train_loss": 0.5, "dice": 0.8},
+        {"step": 0, "train_loss": 1.0, "dice": float("nan")},
+        {"step": 1, "train_loss": 0.5, "dice": 0.8},
     ]
+    exploration_id = next(new_id)
     return ExplorationRecord(
-        exploration_id=next(new_id),
+        exploration_id=exploration_id,
+        uid=f"{exploration_id}@1",
         status="finished",
+        created=1.0,
         params={"method": "sshn", "train": {"epochs": 2}},
         tags={"code_version": "abc"},
-        metrics={"hypervolume": 0.7},
+        metrics={"total_s": 0.7},
+        history=[{"step": 5, "time": 2.0, "hypervolume": 0.6}],
         points=[tracked(0.2), tracked(0.4), tracked(0.4, method="fixed", is_on_frontier=False)],
         trainings=[TrackedTraining("sshn-0", {"seed": 0}, history)],
         table={"method": np.array(["sshn"], dtype=object), "metric/dice": np.array([np.nan])},
@@ -114,7 +121,7 @@ def test_parent_holds_spec_status_and_metrics(tracker: Tracker, record: Explorat
     tracker.project(record)
     ((parent,), _) = runs_of(tracker, record.exploration_id)
     assert parent.data.params == {"method": "sshn", "train.epochs": "2"}
-    assert parent.data.metrics == {"hypervolume": 0.7}
+    assert parent.data.metrics == {"total_s": 0.7, "hypervolume": 0.6}
     assert parent.data.tags["code_version"] == "abc"
     assert parent.info.status == "FINISHED"
 
@@ -153,32 +160,87 @@ def test_moved_front_is_tagged_anew(tracker: Tracker, record: ExplorationRecord)
     assert children["sshn phi=0.2"].data.metrics["dice"] == 0.91
 
 
+def test_front_that_is_not_known_yet_leaves_the_points_as_they_are(
+    tracker: Tracker, record: ExplorationRecord
+) -> None:
+    tracker.project(record)
+    tracker.project(replace(record, status="running", points=None))
+    children = runs_of(tracker, record.exploration_id)[1]
+    assert children["sshn phi=0.2"].data.tags["frontier"] == "true"
+
+
 def test_curves_grow_without_repeating_steps(tracker: Tracker, record: ExplorationRecord) -> None:
-    tracker.start(record.exploration_id, {}, {})
     (training,) = record.trainings
-    longer = [*training.history, {"epoch": 2, "train_loss": 0.25, "dice": 0.9}]
-    for history in (training.history, training.history, longer):
-        tracker.log_training(record.exploration_id, "sshn-0", history)
-    run = runs_of(tracker, record.exploration_id)[1]["sshn-0"]
+    longer = [*training.history, {"step": 2, "train_loss": 0.25, "dice": 0.9}]
+    last = {"step": 7, "time": 3.0, "hypervolume": 0.8}
+    for history, of_parent in (
+        (training.history, record.history),
+        (training.history, record.history),
+        (longer, [*record.history, last]),
+    ):
+        trainings = [replace(training, history=history)]
+        tracker.project(replace(record, trainings=trainings, history=of_parent))
+    ((parent,), children) = runs_of(tracker, record.exploration_id)
     client = MlflowClient(tracker.uri)
-    for name, curve in (
-        ("train_loss", [(0, 1.0), (1, 0.5), (2, 0.25)]),
-        ("dice", [(1, 0.8), (2, 0.9)]),
+    for run, name, curve in (
+        (children["sshn-0"], "train_loss", [(0, 1.0), (1, 0.5), (2, 0.25)]),
+        (children["sshn-0"], "dice", [(1, 0.8), (2, 0.9)]),
+        (parent, "hypervolume", [(5, 0.6), (7, 0.8)]),
     ):
         logged = client.get_metric_history(run.info.run_id, name)
         assert [(metric.step, metric.value) for metric in logged] == curve
+    logged = client.get_metric_history(parent.info.run_id, "hypervolume")
+    assert [metric.timestamp for metric in logged] == [2000, 3000]
 
 
 def test_many_values_are_sent_in_batches_that_mlflow_takes(
     tracker: Tracker, record: ExplorationRecord
 ) -> None:
     params = {f"p{index}": index for index in range(230)}
-    tracker.start(record.exploration_id, params, {})
-    history = [{"epoch": epoch, "train_loss": 1.0 + epoch} for epoch in range(1500)]
-    tracker.log_training(record.exploration_id, "sshn-0", history)
+    history = [{"step": step, "train_loss": 1.0 + step} for step in range(1500)]
+    training = TrackedTraining("sshn-0", {}, history)
+    tracker.project(replace(record, params=params, trainings=[training]))
     ((parent,), children) = runs_of(tracker, record.exploration_id)
     assert len(parent.data.params) == 230
     assert children["sshn-0"].data.metrics == {"train_loss": 1500.0}
+
+
+class CountedClient(MlflowClient):
+    """Counts the requests that write."""
+
+    calls: ClassVar[Counter[str]] = Counter()
+
+    def create_run(self, *args: Any, **kwargs: Any) -> Run:
+        self.calls["create_run"] += 1
+        return super().create_run(*args, **kwargs)
+
+    def log_batch(self, *args: Any, **kwargs: Any) -> Any:
+        self.calls["log_batch"] += 1
+        return super().log_batch(*args, **kwargs)
+
+    def set_terminated(self, *args: Any, **kwargs: Any) -> None:
+        self.calls["set_terminated"] += 1
+        super().set_terminated(*args, **kwargs)
+
+    def search_runs(self, *args: Any, **kwargs: Any) -> Any:
+        self.calls["search_runs"] += 1
+        return super().search_runs(*args, **kwargs)
+
+
+def test_child_costs_three_requests_and_a_known_one_none(
+    tracker: Tracker, record: ExplorationRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("explorer.tracking.MlflowClient", CountedClient)
+    monkeypatch.setattr(CountedClient, "calls", Counter())
+    points = [tracked(phi / 100) for phi in range(20)]
+    record = replace(record, points=points, trainings=[], table=None, files=[])
+    tracker.project(record)
+    parent = {"create_run": 1, "log_batch": 2, "set_terminated": 1, "search_runs": 1}
+    children = {"create_run": 20, "log_batch": 20, "set_terminated": 20}
+    assert CountedClient.calls == Counter(parent) + Counter(children)
+    CountedClient.calls.clear()
+    tracker.project(record)
+    assert CountedClient.calls == {"search_runs": 1}
 
 
 def test_artifacts_lie_beside_the_database(
@@ -198,14 +260,64 @@ def test_artifacts_lie_beside_the_database(
     assert not list(here.iterdir())
 
 
-def test_resumed_exploration_runs_again_and_ends_interrupted(
+@pytest.mark.parametrize(
+    ("uri", "place"),
+    [
+        ("sqlite:////data/mlflow.db", "file:///data/mlartifacts"),
+        ("postgresql+psycopg2://login@host/mlflow", "file:///runs/mlartifacts"),
+        ("http://host:5000", None),
+    ],
+)
+def test_databases_are_told_where_artifacts_lie(uri: str, place: str | None) -> None:
+    assert _artifact_uri(uri, Path("/runs/mlartifacts")) == place
+
+
+def test_resumed_exploration_runs_again_and_ends_anew(
     tracker: Tracker, record: ExplorationRecord
 ) -> None:
-    run_id = tracker.start(record.exploration_id, {"a": 1}, {})
-    tracker.finish(record.exploration_id, "interrupted", {})
-    assert runs_of(tracker, record.exploration_id)[0][0].info.status == "KILLED"
-    assert tracker.start(record.exploration_id, {"a": 1}, {}) == run_id
-    assert runs_of(tracker, record.exploration_id)[0][0].info.status == "RUNNING"
+    for status, shown in (
+        ("running", "RUNNING"),
+        ("interrupted", "KILLED"),
+        ("running", "RUNNING"),
+        ("failed", "FAILED"),
+    ):
+        tracker.project(replace(record, status=status))
+        ((parent,), _) = runs_of(tracker, record.exploration_id)
+        assert parent.info.status == shown
+
+
+def test_explorations_of_one_name_are_apart(tracker: Tracker, record: ExplorationRecord) -> None:
+    first = tracker.project(record)
+    second = tracker.project(replace(record, uid=f"{record.uid}.5", points=[tracked(0.3)]))
+    client = MlflowClient(tracker.uri)
+    ids = [client.get_experiment_by_name(tracker.experiment).experiment_id]
+    for run_id, num_points in ((first, 3), (second, 1)):
+        where = f"tags.mlflow.parentRunId = '{run_id}' and tags.kind = 'point'"
+        runs = client.search_runs(ids, where)
+        assert len(runs) == num_points
+        assert {run.data.tags["frontier"] for run in runs} <= {"true", "false"}
+        assert sum(run.data.tags["frontier"] == "true" for run in runs) == min(2, num_points)
+
+
+def test_runs_that_came_to_be_twice_are_one_after_the_next_projection(
+    tracker: Tracker, record: ExplorationRecord
+) -> None:
+    """As when a "create" that was given up is carried out after its repetition."""
+    parent_id = tracker.project(record)
+    client = MlflowClient(tracker.uri)
+    ids = [client.get_experiment_by_name(tracker.experiment).experiment_id]
+    uid = f"tags.exploration_uid = '{record.uid}'"
+    twins = [
+        client.create_run(ids[0], start_time=start_time, tags=dict(run.data.tags))
+        for run in client.search_runs(ids, uid)
+        for start_time in [1 if run.info.run_id == parent_id else None]
+    ]
+    tracker.project(record)
+    parents, children = runs_of(tracker, record.exploration_id)
+    assert [run.info.run_id for run in parents] == [twins[-1].info.run_id]
+    assert len(children) == 4
+    assert {run.info.status for run in [*parents, *children.values()]} == {"FINISHED"}
+    assert len(client.search_runs(ids, uid)) == 5
 
 
 def test_label_that_mlflow_refuses_is_renamed(tracker: Tracker, record: ExplorationRecord) -> None:
@@ -216,55 +328,69 @@ def test_label_that_mlflow_refuses_is_renamed(tracker: Tracker, record: Explorat
     assert run.data.metrics["dice/white matter _left_"] == 0.5
 
 
-def test_unreachable_server_is_pending_at_once_and_delivered_later(
+def test_unreachable_server_is_said_at_once_and_caught_up_with_later(
     tracker: Tracker, record: ExplorationRecord
 ) -> None:
     away = Tracker(UNREACHABLE, experiment="explorer")
     began = time.perf_counter()
-    reasons = {deliver(lambda: away.project(record)) for _ in range(100)}
+    with pytest.raises(TrackingUnavailableError, match=f"MLflow at {UNREACHABLE}: "):
+        away.project(record)
     assert time.perf_counter() - began < 3
-    (reason,) = reasons
-    assert reason is not None
-    assert reason.startswith(f"tracking: MLflow at {UNREACHABLE}: ")
-    assert deliver(lambda: tracker.project(record)) is None
+    tracker.project(record)
     assert len(runs_of(tracker, record.exploration_id)[1]) == 4
 
 
-def test_projection_broken_off_half_way_is_completed_without_doubles(
-    tracker: Tracker, record: ExplorationRecord, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("accepted", [False, True])
+@pytest.mark.parametrize("name", ["create_run", "log_batch", "set_terminated", "log_artifact"])
+def test_projection_broken_off_anywhere_is_completed_without_doubles(
+    tracker: Tracker,
+    record: ExplorationRecord,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    accepted: bool,
 ) -> None:
-    send, calls = MlflowClient.log_batch, itertools.count()
+    """Every request of a kind fails once, refused or after it was carried out."""
+    send, broken = getattr(MlflowClient, name), set()
 
-    def break_off(self: MlflowClient, *args: object, **kwargs: object) -> None:
-        if next(calls) == 2:
-            raise ConnectionResetError("connection reset")
-        send(self, *args, **kwargs)
+    def break_off(self: MlflowClient, *args: Any, **kwargs: Any) -> Any:
+        request = str((args, sorted(kwargs.get("tags", {}).items())))
+        request = re.sub("timestamp=[0-9]*|<[^>]*>|/[^']*/", "", request)
+        if request in broken:
+            return send(self, *args, **kwargs)
+        broken.add(request)
+        if accepted:
+            send(self, *args, **kwargs)
+        raise ConnectionResetError("connection reset")
 
-    monkeypatch.setattr(MlflowClient, "log_batch", break_off)
-    with pytest.raises(TrackingUnavailableError, match="connection reset"):
-        tracker.project(record)
-    monkeypatch.undo()
-    with pytest.raises(TrackingUnavailableError, match="connection reset"):
-        tracker.project(record)
-    Tracker(tracker.uri, experiment=tracker.experiment).project(record)
-    children = runs_of(tracker, record.exploration_id)[1]
+    monkeypatch.setattr(MlflowClient, name, break_off)
+    num_failed = 0
+    while num_failed < 100:
+        try:
+            tracker.project(record)
+            break
+        except TrackingUnavailableError:
+            num_failed += 1
+    assert 0 < num_failed < 100
+    parents, children = runs_of(tracker, record.exploration_id)
+    assert len(parents) == 1
     assert len(children) == 4
     assert all(run.data.metrics and run.data.params for run in children.values())
+    assert {run.info.status for run in [*parents, *children.values()]} == {"FINISHED"}
+    client = MlflowClient(tracker.uri)
+    curve = client.get_metric_history(children["sshn-0"].info.run_id, "train_loss")
+    assert [metric.step for metric in curve] == [0, 1]
 
 
-def test_message_does_not_show_a_login() -> None:
+def test_message_does_not_show_a_login(record: ExplorationRecord) -> None:
     away = Tracker("http://user:secret@127.0.0.1:9", experiment="explorer")
-    assert "secret" not in str(deliver(lambda: away.start("e", {}, {})))
+    with pytest.raises(TrackingUnavailableError) as caught:
+        away.project(record)
+    assert "secret" not in str(caught.value)
 
 
-def test_unknown_exploration_is_refused(tracker: Tracker) -> None:
-    with pytest.raises(ValueError, match="'nothing' is not tracked yet"):
-        tracker.finish("nothing", "finished", {})
-
-
-def test_missing_file_is_refused(tracker: Tracker) -> None:
+def test_missing_file_is_refused(tracker: Tracker, record: ExplorationRecord) -> None:
     with pytest.raises(ValueError, match=r"missing: .*none\.png"):
-        tracker.log_artifacts("e", [Path("none.png")])
+        tracker.project(replace(record, files=[Path("none.png")]))
 
 
 def test_tracking_uri_is_the_runs_directory_unless_set(
@@ -280,9 +406,9 @@ def test_tracking_uri_is_the_runs_directory_unless_set(
 
 def test_nothing_reaches_the_console(tmp_path: Path) -> None:
     code = (
-        "import sys; from explorer.tracking import Tracker;"
-        "t = Tracker(sys.argv[1], experiment='explorer');"
-        "t.start('e', {}, {}); t.finish('e', 'finished', {})"
+        "import sys; from explorer.tracking import ExplorationRecord, Tracker;"
+        "record = ExplorationRecord('e', 'e@1', 'finished', 1.0);"
+        "Tracker(sys.argv[1], experiment='explorer').project(record)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, f"sqlite:///{tmp_path / 'mlflow.db'}"],
