@@ -80,7 +80,7 @@ def test_a_spec_does_not_change():
         load_spec("demo").train.epochs = 3
 
 
-@pytest.mark.parametrize("name", ["demo", "sshn-oasis", "sshn-pets", "sshn-wbc"])
+@pytest.mark.parametrize("name", ["demo", "sshn-oasis", "sshn-pets", "sshn-wbc", "sshn-wbc-levels"])
 def test_presets_load_and_cost(name):
     assert name in preset_names()
     spec = load_spec(name)
