@@ -85,7 +85,8 @@ def test_presets_load_and_cost(name):
     assert name in preset_names()
     spec = load_spec(name)
     assert spec.name == name
-    costs = build_trainable(spec).costs({"phi": 0.5})
+    trainable = build_trainable(spec)
+    costs = trainable.costs(dict.fromkeys(trainable.problem.space.conditioning.names, 0.5))
     assert costs["macs"] > 0
     assert costs["flops"] == 2 * costs["macs"]
     assert [objective.name for objective in check_spec(spec)] == ["dice", "macs"]
