@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from trainables.datasets.base import ImageDataset
 
 DEFAULT_RUNS_DIR = "runs"
-MAX_POINT_TABLES = 8  # of methods, splits and seeds asked for last, kept for the next question
+MAX_POINT_TABLES = 8  # of a method, split and seeds; the newest are kept for further questions
 
 
 def default_runs_dir() -> Path:
@@ -134,13 +134,13 @@ class Exploration:
         """
         loaded = self._load()
         key = (method or self.spec.method, split, None if seeds is None else tuple(sorted(seeds)))
-        if key not in loaded.tables:
+        table = loaded.tables.get(key)
+        if table is None:
             table = PointTable.of(loaded.columns, method=key[0], split=split, seeds=key[2])
             loaded.tables[key] = table
             for old in list(loaded.tables)[:-MAX_POINT_TABLES]:
                 loaded.tables.pop(old, None)
-            return table
-        return loaded.tables[key]
+        return table
 
     def _load(self) -> _Loaded:
         store = measurements_store(self.folder)

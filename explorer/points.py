@@ -293,9 +293,11 @@ def _is(column: Any, name: str) -> NDArray[np.bool_]:
 
 def _of_seeds(values: Any, chosen: NDArray[np.bool_], seeds: Collection[int]) -> NDArray[np.bool_]:
     known = np.unique(values[chosen]).astype(int).tolist()
+    listed = ", ".join(map(str, known))
+    if not seeds:
+        raise InputError(f"expected at least one seed, got none; there are: {listed}")
     for seed in seeds:
         if seed not in known:
-            listed = ", ".join(map(str, known))
             raise InputError(f"no measurements of seed {seed}; there are: {listed}")
     return np.isin(values, list(seeds))
 

@@ -45,7 +45,7 @@ class _Column:
 
 
 class BlockSearch:
-    """Finds rows of a table of named quantities; columns are laid out when first asked for.
+    """Finds rows of a table of named quantities.
 
     Args:
         columns: name to (p,) values, NaN where not measured; p > 0.
@@ -60,10 +60,11 @@ class BlockSearch:
         *,
         block_size: int = BLOCK_SIZE,
     ) -> None:
-        self._source = columns
         self._order = order
         self._shape = (-(-len(order) // block_size), block_size)
-        self._columns: dict[str, _Column] = {}
+        self._columns = {
+            name: _in_blocks(values, order, self._shape) for name, values in columns.items()
+        }
         positions = np.full(self._shape, len(order), dtype=np.int64)
         positions.ravel()[: len(order)] = order
         self._positions = positions
@@ -71,7 +72,7 @@ class BlockSearch:
 
     def range(self, name: str) -> float:
         """Largest minus smallest value of a quantity; NaN where nothing was measured."""
-        column = self._column(name)
+        column = self._columns[name]
         return float(np.fmax.reduce(column.high) - np.fmin.reduce(column.low))
 
     def first(
@@ -87,9 +88,9 @@ class BlockSearch:
         Returns:
             The row's position in the table, or None where no row is allowed.
         """
-        required = [name for name in required if self._column(name).has_nan]
+        required = [name for name in required if self._columns[name].has_nan]
         blocks = self._possible(limits, required)
-        lows = [_nan_last(key(lambda o: self._column(o.name).lows(o)[blocks])) for key in keys]
+        lows = [_nan_last(key(lambda o: self._columns[o.name].lows(o)[blocks])) for key in keys]
         lows.append(self._first_position[blocks].astype(np.float64))
         visits = np.lexsort(lows[::-1])
         best: tuple[float, ...] | None = None
@@ -106,9 +107,9 @@ class BlockSearch:
     def _possible(self, limits: Sequence[Limit], required: Sequence[str]) -> NDArray[np.intp]:
         mask = np.ones(self._shape[0], dtype=np.bool_)
         for objective, limit in limits:
-            mask &= self._column(objective.name).lows(objective) <= limit
+            mask &= self._columns[objective.name].lows(objective) <= limit
         for name in required:
-            mask &= ~np.isnan(self._column(name).low)
+            mask &= ~np.isnan(self._columns[name].low)
         return np.flatnonzero(mask)
 
     def _first_within(
@@ -121,9 +122,9 @@ class BlockSearch:
         positions = self._positions[blocks].ravel()
         mask = positions < len(self._order)
         for objective, limit in limits:
-            mask &= objective.to_loss(self._column(objective.name).values[blocks].ravel()) <= limit
+            mask &= objective.to_loss(self._columns[objective.name].values[blocks].ravel()) <= limit
         for name in required:
-            mask &= ~np.isnan(self._column(name).values[blocks].ravel())
+            mask &= ~np.isnan(self._columns[name].values[blocks].ravel())
         ties = np.flatnonzero(mask)
         if not len(ties):
             return None
@@ -131,7 +132,7 @@ class BlockSearch:
 
         def read(objective: Objective) -> Floats:
             return objective.to_loss(
-                self._column(objective.name).values[blocks[ties // size], ties % size]
+                self._columns[objective.name].values[blocks[ties // size], ties % size]
             )
 
         size = self._shape[1]
@@ -141,14 +142,13 @@ class BlockSearch:
             ties = ties[values == found[-1]]
         return (*found, float(positions[ties].min()))
 
-    def _column(self, name: str) -> _Column:
-        if name not in self._columns:
-            values = np.full(self._shape, np.nan)
-            np.take(self._source[name], self._order, out=values.ravel()[: len(self._order)])
-            low, high = np.fmin.reduce(values, axis=1), np.fmax.reduce(values, axis=1)
-            has_nan = bool(np.isnan(values.ravel()[: len(self._order)]).any())
-            self._columns[name] = _Column(values, low, high, has_nan)
-        return self._columns[name]
+
+def _in_blocks(values: Floats, order: NDArray[np.int64], shape: tuple[int, int]) -> _Column:
+    blocks = np.full(shape, np.nan)
+    rows = blocks.ravel()[: len(order)]
+    np.take(values, order, out=rows)
+    low, high = np.fmin.reduce(blocks, axis=1), np.fmax.reduce(blocks, axis=1)
+    return _Column(blocks, low, high, has_nan=bool(np.isnan(rows).any()))
 
 
 def _nan_last(values: Floats) -> Floats:

@@ -119,6 +119,8 @@ def test_many_conditionings_of_many_values_do_not_overflow() -> None:
 def test_unknown_seed_is_refused_with_the_known_ones() -> None:
     with pytest.raises(InputError, match=r"no measurements of seed 7; there are: 2, 9, 10"):
         points_of(ROWS, method="film", seeds=[2, 7])
+    with pytest.raises(InputError, match="expected at least one seed, got none"):
+        points_of(ROWS, seeds=[])
 
 
 def test_methods_come_in_the_order_of_recording() -> None:

@@ -80,7 +80,7 @@ def test_range_passes_over_what_was_not_measured() -> None:
 def test_most_blocks_are_not_looked_at() -> None:
     values = np.arange(100_000.0)
     search = BlockSearch({"a": values}, np.arange(100_000))
-    column = search._column("a")
+    column = search._columns["a"]
     looked_at: list[int] = []
 
     class Watched(np.ndarray):
