@@ -65,7 +65,7 @@ _RUN_STATUS = {
     "failed": "FAILED",
     "interrupted": "KILLED",
 }
-_KEY_TAG: dict[Kind, str] = {
+_KEY_TAG: dict[str, str] = {
     "exploration": "exploration_id",
     "training": "trial_id",
     "point": "measurement_id",
