@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -41,16 +41,17 @@ LABELS = ("dice", "dice/nucleus", "dice/cytoplasm")
 
 
 def measure(
-    num_settings: int = NUM_SETTINGS, *, is_spinning: bool = False
+    num_settings: int = NUM_SETTINGS, *, num_workers: int = NUM_WORKERS, is_spinning: bool = False
 ) -> dict[str, list[dict[str, Any]]]:
     """Tracking against none, on SQLite and on a server of this machine; target: 5 % at 10,000."""
-    with tempfile.TemporaryDirectory(prefix="bench_") as name, ray_session():
+    session = ray_session() if num_workers else nullcontext()
+    with tempfile.TemporaryDirectory(prefix="bench_") as name, session:
         folder = Path(name)
-        arms = [explored(folder / "off", num_settings, is_spinning, uri=None)]
-        arms.append(explored(folder / "sqlite", num_settings, is_spinning, uri=""))
+        arms = [explored(folder / "off", num_settings, num_workers, is_spinning, uri=None)]
+        arms += [explored(folder / "sqlite", num_settings, num_workers, is_spinning, uri="")]
         with mlflow_server(folder) as uri:
-            arms.append(explored(folder / "server", num_settings, is_spinning, uri=uri))
-        arms.append(explored(folder / "off-again", num_settings, is_spinning, uri=None))
+            arms += [explored(folder / "server", num_settings, num_workers, is_spinning, uri=uri)]
+        arms += [explored(folder / "off-again", num_settings, num_workers, is_spinning, uri=None)]
     base = min(row["explore_s"] for row in arms if row["tracking"].startswith("off"))
     for row in arms:
         total = row["explore_s"] + row["delivery_s"]
@@ -60,7 +61,7 @@ def measure(
 
 
 def explored(
-    runs: Path, num_settings: int, is_spinning: bool, *, uri: str | None
+    runs: Path, num_settings: int, num_workers: int, is_spinning: bool, *, uri: str | None
 ) -> dict[str, Any]:
     """Carry one exploration out; `uri` is None for no tracking, empty for SQLite."""
     settings = [f"explore.num_points={num_settings}", f"explore.batch_size={BATCH_SIZE}"]
@@ -72,8 +73,10 @@ def explored(
     cpu_before, begin = children_cpu_s(), time.perf_counter()
     sender = None if uri is None else Sender(session.folder)
     for units in (session._validation_units, session._test_units):
-        plan = Plan(units(), batch_size=BATCH_SIZE, window=NUM_WORKERS, recorded=session.recorded)
-        explore(plan, models, session._record, ProgressReport(quiet=True), num_workers=NUM_WORKERS)
+        plan = Plan(
+            units(), batch_size=BATCH_SIZE, window=max(1, num_workers), recorded=session.recorded
+        )
+        explore(plan, models, session._record, ProgressReport(quiet=True), num_workers=num_workers)
     explored_at = time.perf_counter()
     set_state(session.folder, status="finished")
     pending = sender.finish(None) if sender else None
@@ -83,7 +86,7 @@ def explored(
         "settings": num_settings,
         "front": num_settings // SETTINGS_PER_FRONT_POINT,
         "evaluation": "spins" if is_spinning else "sleeps",
-        "num_workers": NUM_WORKERS,
+        "num_workers": num_workers,
         "num_threads": 1,
         "explore_s": explored_at - begin,
         "delivery_s": time.perf_counter() - explored_at,
@@ -179,9 +182,11 @@ def mlflow_server(folder: Path) -> Iterator[str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("num_settings", type=int, nargs="?", default=NUM_SETTINGS)
+    parser.add_argument("--workers", type=int, default=NUM_WORKERS, help="0: in this process")
     parser.add_argument("--spin", action="store_true", help="evaluations keep a core busy")
     options = parser.parse_args(arguments)
-    for row in measure(options.num_settings, is_spinning=options.spin)["tracking"]:
+    tables = measure(options.num_settings, num_workers=options.workers, is_spinning=options.spin)
+    for row in tables["tracking"]:
         print(json.dumps(row))
 
 
