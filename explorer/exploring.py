@@ -26,7 +26,7 @@ from torch import nn
 
 from explorer.measurements import Measurement, setting_id
 from explorer.progress import ProgressReport
-from explorer.samplers import Sampler
+from explorer.sampling import Sampler
 from explorer.specs import ExplorationSpec
 from explorer.training import Trial, build_trainable, ray_session, root_cause
 from search_spaces.errors import RunError

@@ -39,7 +39,8 @@ from explorer.measurements import (
 from explorer.progress import ProgressReport
 from explorer.queries import Bound
 from explorer.reporting import draw, track
-from explorer.samplers import SAMPLERS, Sampler, SamplingTask, make_sampler
+from explorer.samplers import SAMPLERS, make_sampler
+from explorer.sampling import Sampler, SamplingTask
 from explorer.specs import ExplorationSpec
 from explorer.store import measurements_store, read_json, samples_store, set_state
 from explorer.training import (
@@ -208,6 +209,7 @@ def sampler_of(
         seed=section.seed,
         constraints=tuple(bound for bound in bounds if bound not in on_costs),
         admissible=is_admissible if on_costs else None,
+        costs=trainable.costs,
         journal_path=journal_path,
     )
     return make_sampler(section.sampler, task)

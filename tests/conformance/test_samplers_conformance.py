@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from explorer.queries import Bound
-from explorer.samplers import SAMPLERS, Sampler, SamplingTask
+from explorer.samplers import SAMPLERS
+from explorer.sampling import Sampler, SamplingTask
 from search_spaces.problem import Objective
 from search_spaces.space import (
     CategoricalParameter,

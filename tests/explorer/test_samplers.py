@@ -8,7 +8,8 @@ import optuna
 import pytest
 
 from explorer.queries import Bound
-from explorer.samplers import MAX_REDRAWS, Sampler, SamplingTask, make_sampler
+from explorer.samplers import make_sampler
+from explorer.sampling import MAX_REDRAWS, Sampler, SamplingTask
 from search_spaces.errors import InputError
 from search_spaces.problem import Objective
 from search_spaces.space import (
