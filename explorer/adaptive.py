@@ -34,17 +34,19 @@ NUM_LOCAL = 128  # around the front, drawn anew for every batch
 NUM_NEIGHBORS = 50  # for a prediction, once there are more than eight times as many settings
 CLOSEST = 1e-6  # candidates are farther than this from every setting, in units of the range
 UNEXPLORED = 0.1  # optimism per unit of distance, as a share of the front's range
-DECAY = 2.0  # of the weight of a setting with its distance, in the uncertainty
+COST_WEIGHT = 3.0  # of the rank of a known cost beside a unit coordinate
+DECAY = 4.0  # of a setting's weight with its distance, in the uncertainty
 
 
 class AdaptiveSampler(DrawingSampler):
     """Refines the front where its neighbouring points are farthest apart.
 
     For cheap evaluations in one to three numeric dimensions; categories count as places one range
-    apart. Objectives that are known costs are never predicted: `task.costs` says them. Bounds on
-    measured quantities weigh a candidate by the chance of keeping them, which is in between where
-    a bound is kept on one side and broken on the other; while no setting keeps them, the one is
-    asked for that may come closest.
+    apart. Objectives that are known costs are never predicted: `task.costs` says them. Their ranks
+    are coordinates too: settings that cost alike are neighbours, and steps that change little are
+    short ones. Bounds on measured quantities weigh a candidate by the chance of keeping them, so
+    that the search closes in where a bound is kept on one side and broken on the other; while no
+    setting keeps them, the one is asked for that may come closest.
 
     The PyPI package `adaptive` (Nijholt et al., doi:10.5281/zenodo.1182437) refines simplices by a
     loss of their own corners. Whether a region belongs to the front depends on all others, so that
@@ -58,7 +60,7 @@ class AdaptiveSampler(DrawingSampler):
 
     Sources: the distance outside the front is the maximin improvement of Svenson & Santner (2016),
         doi:10.1016/j.csda.2015.08.011; interpolation by radial functions with an uncertainty from
-        inverse distances follows Bemporad (2020), eq. (8)-(9), doi:10.1007/s10589-020-00215-w.
+        inverse distances follows Bemporad (2020), doi:10.1007/s10589-020-00215-w.
     """
 
     def __init__(self, task: SamplingTask) -> None:
@@ -168,7 +170,9 @@ class AdaptiveSampler(DrawingSampler):
 
     def _known(self, configs: Sequence[Config]) -> Floats:
         """Return (c, m + b) losses by the known costs; NaN for what must be measured."""
-        values = np.full((len(configs), len(self._task.objectives) + len(self._task.constraints)), np.nan)
+        values = np.full(
+            (len(configs), len(self._task.objectives) + len(self._task.constraints)), np.nan
+        )
         if self._task.costs is None:
             return values
         for row, config in zip(values, configs, strict=True):
@@ -179,38 +183,47 @@ class AdaptiveSampler(DrawingSampler):
         return values
 
     def _new_refinement(self) -> _Refinement:
-        told = self._encode([config for config, _ in self._told.values()])
-        values = np.array([row for _, row in self._told.values()])
-        predicted = _interpolation(told, values)
-        pending = list(self._pending.values())
-        places = np.vstack([told, self._encode(pending)])
-        values = np.vstack(
-            [values, _filled(self._known(pending), predicted(places[len(told) :]))]
-        )
         if self._pool is None:
             self._pool = self._spread_settings()
             self._pool_known = self._known(self._pool)
-        local = self._local_settings(places, values)
+        settings = [config for config, _ in self._told.values()] + list(self._pending.values())
+        known = self._known(settings)
+        places = self._places(settings, known)
+        told = np.array([row for _, row in self._told.values()])
+        predicted = _interpolation(places[: len(told)], told)
+        pending = _filled(known[len(told) :], predicted(places[len(told) :]))
+        values = np.vstack([told, pending])
+        local = self._local_settings(settings, places, values)
         candidates = [*self._pool, *local]
         known = np.vstack([self._pool_known, self._known(local)])
-        coordinates = self._encode(candidates)
+        coordinates = self._places(candidates, known)
         return _Refinement(
             candidates=candidates,
-            distances=cdist(coordinates, places),
             coordinates=coordinates,
+            distances=cdist(coordinates, places),
             predicted=_filled(known, predicted(coordinates)),
-            is_measured=np.isnan(known).any(axis=0),
+            is_measured=np.asarray(np.isnan(known).any(axis=0)),
             values=values,
             num_objectives=len(self._task.objectives),
         )
 
-    def _local_settings(self, places: Floats, values: Floats) -> list[Config]:
+    def _places(self, configs: Sequence[Config], known: Floats) -> Floats:
+        """Return (c, e) coordinates: the encoded setting, and how its known costs rank."""
+        columns = [self._encode(configs)]
+        for column in np.flatnonzero(~np.isnan(self._pool_known).any(axis=0)):
+            among = np.sort(self._pool_known[:, column])
+            rank = np.interp(known[:, column], among, np.linspace(0, 1, len(among)))
+            columns.append(COST_WEIGHT * rank[:, None])
+        return np.hstack(columns)
+
+    def _local_settings(
+        self, settings: Sequence[Config], places: Floats, values: Floats
+    ) -> list[Config]:
         """Settings around the front, up to as far away as its next neighbour."""
         front = np.flatnonzero(_front_mask(values, len(self._task.objectives)))
         distances = cdist(places[front], places)
         distances[distances <= CLOSEST] = np.inf
         reach = np.minimum(distances.min(axis=1), 1.0)
-        settings = [config for config, _ in self._told.values()] + list(self._pending.values())
         chosen = self._rng.integers(len(front), size=NUM_LOCAL)
         steps = self._rng.uniform(-1, 1, (NUM_LOCAL, self._num_dims)) * reach[chosen, None]
         local = [
@@ -286,7 +299,8 @@ class _Refinement:
         spread = np.where(self._is_measured, self._uncertainty(_ranges(front, self._values)), 0.0)
         optimistic = self._predicted - spread
         if (front[:, m:] > 0).any():  # nothing keeps the bounds yet
-            return -(optimistic[:, m:] / _ranges(self._values, self._values)[m:]).max(axis=1)
+            scaled = optimistic[:, m:] / _ranges(self._values, self._values)[m:]
+            return np.asarray(-scaled.max(axis=1))
         ahead = (front[None, :, :m] - optimistic[:, None, :m]) / _ranges(front, self._values)[:m]
         margin: Floats = ahead.max(axis=2).min(axis=1)
         chance = ndtr(-self._predicted[:, m:] / np.maximum(spread[:, m:], 1e-12)).prod(axis=1)
@@ -296,10 +310,11 @@ class _Refinement:
         """Return (c, m + b): how much the settings around differ, and more the farther they are."""
         weights = np.maximum(self._distances, CLOSEST) ** -DECAY
         weights /= weights.sum(axis=1, keepdims=True)
-        mean, square = weights @ self._values, weights @ self._values**2
-        variance = square - 2 * mean * self._predicted + self._predicted**2
+        centre = self._values.mean(axis=0)  # squares of large numbers would drown differences
+        values, predicted = self._values - centre, self._predicted - centre
+        variance = weights @ values**2 - 2 * (weights @ values) * predicted + predicted**2
         nearest = self._distances.min(axis=1, keepdims=True)
-        return np.sqrt(np.maximum(variance, 0.0)) + UNEXPLORED * nearest * ranges
+        return np.asarray(np.sqrt(np.maximum(variance, 0.0)) + UNEXPLORED * nearest * ranges)
 
 
 def _interpolation(places: Floats, values: Floats) -> RBFInterpolator:

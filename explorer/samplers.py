@@ -243,7 +243,9 @@ class GPSampler(_OptunaSampler):
         return self._learning
 
     def _draw(self) -> Config:
-        with _one_torch_thread():
+        with _one_torch_thread(), _quiet_optuna(), warnings.catch_warnings():
+            # Gains too small to be told apart: Optuna divides by their sum, then starts anew.
+            warnings.filterwarnings("ignore", "invalid value", RuntimeWarning, r"optuna\._gp")
             return super()._draw()
 
     def _settle(self, config: Config, fate: Fate) -> None:
@@ -304,18 +306,14 @@ def _new_study(
 ) -> optuna.Study:
     import optuna
 
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
+    with _quiet_optuna():
         study = optuna.create_study(
             study_name="exploration",
             storage=storage,
             directions=[objective.direction for objective in objectives],
         )
-        with _no_experimental_warnings():
-            study.set_metric_names([objective.name for objective in objectives])
-    finally:
-        optuna.logging.set_verbosity(verbosity)
+    with _no_experimental_warnings():
+        study.set_metric_names([objective.name for objective in objectives])
     return study
 
 
@@ -334,6 +332,18 @@ def _no_experimental_warnings() -> warnings.catch_warnings[None]:
     from optuna.exceptions import ExperimentalWarning
 
     return warnings.catch_warnings(action="ignore", category=ExperimentalWarning)
+
+
+@contextmanager
+def _quiet_optuna() -> Iterator[None]:
+    import optuna
+
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
 
 
 @contextmanager

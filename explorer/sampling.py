@@ -192,5 +192,3 @@ def value_of(outcome: Mapping[str, float], name: str) -> float:
     if name not in outcome:
         raise ValueError(f"expected an outcome with {name}, got {', '.join(outcome) or 'nothing'}")
     return float(outcome[name])
-
-

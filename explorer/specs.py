@@ -149,9 +149,9 @@ class TrainSpec(Section):
 class ExploreSpec(Section):
     """How the frozen models are asked.
 
-    `space` narrows the explored ranges; they default to the prior's. `num_points` is per
-    parameter for `grid`, in all for other samplers. `constraints` are bounds such as
-    `{max: {macs: 0.6G}, min: {dice: 0.9}}`.
+    `space` narrows the explored ranges; they default to the prior's. `sampler` is a name in
+    `SAMPLERS`. `num_points` is per parameter for `grid`, in all for other samplers. `constraints`
+    are bounds such as `{max: {macs: 0.6G}, min: {dice: 0.9}}`.
     """
 
     space: dict[str, Range] | None = None

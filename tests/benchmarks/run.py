@@ -18,6 +18,7 @@ from typing import Any
 
 import cost
 import numpy as np
+import sampling
 import step
 import throughput
 import torch
@@ -27,6 +28,7 @@ BENCHMARKS: dict[str, Callable[[], Mapping[str, Sequence[Row]]]] = {
     "step": step.measure,
     "throughput": throughput.measure,
     "cost": cost.measure,
+    "sampling": sampling.measure,
 }
 DETAILS = {"channels_last", "weights", "rounds", "ratio_of_sums", "first_ms", "calls"}  # JSON only
 BUSY = 0.3  # load average per core from which the numbers are called provisional

@@ -19,6 +19,7 @@ import numpy as np
 from scipy.interpolate import RegularGridInterpolator
 
 from explorer.frontiers import hypervolume, nondominated_mask
+from explorer.measurements import columns_of
 from explorer.queries import Bound
 from explorer.samplers import SAMPLERS, NSGA2Sampler
 from explorer.sampling import Sampler, SamplingTask
@@ -31,8 +32,9 @@ DICE, MACS = Objective("dice", "maximize"), Objective("macs", "minimize")
 SEEDS = range(10)
 SHARE = 0.99  # of the dense grid's hypervolume
 MARGIN = 0.01  # in multiply-adds, of the dense scan's answer
-BUDGET = {1: 200, 2: 400, 3: 600}  # evaluations after which a run counts as failed
+BUDGET = {1: 200, 2: 300, 3: 300}  # evaluations after which a run counts as failed
 REACHES = {"50 %": 0.5, "90 %": 0.9, "infeasible": 1.1}  # α as a share of the range of Dice
+SLOW = {"gp": (2, 40)}  # seeds and evaluations of samplers that take tenths of a second each
 VARIABLE = "EXPLORER_DENSE_TABLES"
 
 
@@ -63,7 +65,9 @@ def measure() -> dict[str, list[dict[str, Any]]]:
     return {
         "front": list(itertools.chain.from_iterable(map(front_rows, landscapes))),
         "eq3": list(
-            itertools.chain.from_iterable(eq3_rows(one) for one in landscapes if len(one.space) == 1)
+            itertools.chain.from_iterable(
+                eq3_rows(one) for one in landscapes if len(one.space) == 1
+            )
         ),
     }
 
@@ -125,8 +129,8 @@ def evaluations_to_front(
 def eq3_rows(landscape: Landscape) -> list[dict[str, Any]]:
     """By α and sampler: evaluations until φ* has the scan's fewest multiply-adds, or 1 % more.
 
-    Nothing is feasible for the last α: its rows say how many settings each sampler evaluated to
-    come within a tenth of a percent of the scan's best Dice.
+    Nothing is feasible for the last α: its rows count the settings until one comes within 0.001
+    of the scan's best Dice. `grid` is the scan itself, from small φ to large.
     """
     dice, macs = -landscape.dense[:, 0], landscape.dense[:, 1]
     rows = []
@@ -136,14 +140,14 @@ def eq3_rows(landscape: Landscape) -> list[dict[str, Any]]:
         limit = float(macs[kept].min() * (1 + MARGIN)) if kept.any() else np.inf
         least = alpha if kept.any() else float(dice.max()) - 1e-3
         for name, make in {**SAMPLERS, "grid": partial(grid_up_to, 501)}.items():
-            seeds = SEEDS[:1] if name == "grid" else SEEDS[:3] if name == "gp" else SEEDS
-            bounds = (Bound("dice", "min", alpha),)
+            num_seeds, budget = SLOW.get(name, (len(SEEDS), BUDGET[1]))
             counts = []
-            for seed in seeds:
+            for seed in SEEDS[: 1 if name == "grid" else num_seeds]:
+                bounds = (Bound("dice", "min", alpha),)
                 told = outcomes(landscape, make, seed, (MACS,), bounds)
                 good = (
                     count
-                    for count, outcome in enumerate(told, start=1)
+                    for count, outcome in enumerate(itertools.islice(told, budget), start=1)
                     if outcome["dice"] >= least and outcome["macs"] <= limit
                 )
                 counts.append(next(good, np.inf))
@@ -152,7 +156,7 @@ def eq3_rows(landscape: Landscape) -> list[dict[str, Any]]:
                     "landscape": landscape.name,
                     "alpha": f"{title}: {alpha:.4f}",
                     "sampler": name,
-                    "num_seeds": len(seeds),
+                    "num_seeds": len(counts),
                     "median": median(counts),
                     "range": extremes(counts),
                 }
@@ -191,7 +195,7 @@ def outcomes(
 
 def recorded(folder: Path) -> Landscape:
     """The validation table of a finished exploration by `grid`; seeds are averaged."""
-    columns = measurements_store(folder).load()
+    columns = columns_of(measurements_store(folder).load())
     names = sorted(name for name in columns if name.startswith("conditioning/"))
     amortised = columns["method"][0]
     kept = (columns["split"] == "val") & (columns["method"] == amortised)
@@ -208,9 +212,7 @@ def recorded(folder: Path) -> Landscape:
         values[objective.name] = sums / counts
     keys = [name.removeprefix("conditioning/") for name in names]
     space = SearchSpace(
-        tuple(
-            FloatParameter(k, float(a[0]), float(a[-1])) for k, a in zip(keys, axes, strict=True)
-        )
+        tuple(FloatParameter(k, float(a[0]), float(a[-1])) for k, a in zip(keys, axes, strict=True))
     )
     lookups = {name: RegularGridInterpolator(axes, table) for name, table in values.items()}
 
@@ -242,7 +244,7 @@ def stand_in(num_factors: int) -> Landscape:
         ),
     )
     high = 0.5 if num_factors == 1 else 1.0
-    space = model.space.narrowed({name: (0.0, high) for name in model.space.names})
+    space = model.space.narrowed(dict.fromkeys(model.space.names, (0.0, high)))
     rng = np.random.default_rng(0)
     waves = rng.normal(0.0, 2 * np.pi / high, (64, num_factors))
     phases = rng.uniform(0.0, 2 * np.pi, 64)
@@ -263,7 +265,10 @@ def stand_in(num_factors: int) -> Landscape:
 
     num_points = 501 if num_factors == 1 else 11
     axes = [np.linspace(0.0, high, num_points)] * num_factors
-    grid = [evaluate(dict(zip(space.names, map(float, row), strict=True))) for row in itertools.product(*axes)]
+    grid = [
+        evaluate(dict(zip(space.names, map(float, row), strict=True)))
+        for row in itertools.product(*axes)
+    ]
     dense = np.array([losses_of(outcome) for outcome in grid])
     return Landscape(f"{num_factors}-D analytic stand-in", space, evaluate, dense)
 
@@ -278,4 +283,6 @@ def median(counts: list[float]) -> float | str:
 
 
 def extremes(counts: list[float]) -> str:
-    return "..".join("never" if count == np.inf else f"{count:g}" for count in (min(counts), max(counts)))
+    return "..".join(
+        "never" if count == np.inf else f"{count:g}" for count in (min(counts), max(counts))
+    )
