@@ -27,7 +27,7 @@ from torch import nn
 from explorer.measurements import Measurement, setting_id
 from explorer.progress import ProgressReport
 from explorer.racing import Race, Rival, Values, mean_over_seeds
-from explorer.samplers import Sampler
+from explorer.sampling import Sampler
 from explorer.specs import ExplorationSpec
 from explorer.training import Trial, build_trainable, ray_session, root_cause
 from search_spaces.errors import RunError
@@ -36,6 +36,8 @@ from trainables.base import Arrays, Precision, Trainable
 from trainables.train_loop import evaluate_network, load_tensors
 
 Key = tuple[str, str, str]
+
+SMALL_CHUNK, LARGE_CHUNK = 10, 100
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ class ListSampler:
     """Settings known beforehand, in their order."""
 
     def __init__(self, settings: Sequence[Config]) -> None:
+        self.num_settings = len(settings)
         self._settings = iter(settings)
 
     def ask(self, n: int) -> list[Config]:
@@ -120,6 +123,15 @@ class ListSampler:
         self, configs: Sequence[Config], outcomes: Sequence[Mapping[str, float] | None]
     ) -> None:
         """Nothing: a list learns nothing."""
+
+
+def chunk_size(samplers: Sequence[Sampler], num_workers: int) -> int:
+    """Settings per chunk: few where a sampler learns, else several chunks for every worker."""
+    counts: list[int | None] = [getattr(sampler, "num_settings", None) for sampler in samplers]
+    known = [count for count in counts if count is not None]
+    if len(known) < len(counts):
+        return SMALL_CHUNK
+    return min(LARGE_CHUNK, max(SMALL_CHUNK, sum(known) // (4 * max(1, num_workers))))
 
 
 class Plan:

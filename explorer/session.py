@@ -25,6 +25,7 @@ from explorer.exploring import (
     ListSampler,
     Plan,
     Unit,
+    chunk_size,
     explore,
 )
 from explorer.extensions import find
@@ -43,7 +44,8 @@ from explorer.queries import Bound, PointTable
 from explorer.racing import Race, Values
 from explorer.refining import settings_around
 from explorer.reporting import draw
-from explorer.samplers import SAMPLERS, Sampler, SamplingTask
+from explorer.samplers import SAMPLERS
+from explorer.sampling import Sampler, SamplingTask
 from explorer.specs import ExplorationSpec
 from explorer.store import measurements_store, read_json, samples_store, set_state
 from explorer.training import (
@@ -225,6 +227,7 @@ def sampler_of(
         seed=section.seed,
         constraints=tuple(bound for bound in bounds if bound not in on_costs),
         admissible=is_admissible if on_costs else None,
+        costs=trainable.costs,
         journal_path=journal_path,
     )
     return find("samplers", section.sampler, SAMPLERS, spec.extensions)(task)
@@ -425,7 +428,8 @@ class Session:
         section = self.spec.explore
         plan = Plan(
             units,
-            batch_size=section.batch_size,
+            batch_size=section.batch_size
+            or chunk_size([unit.sampler for unit in units], section.num_workers),
             window=max(1, section.num_workers),
             recorded=self.recorded,
             recorded_values=self.recorded_values,

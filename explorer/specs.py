@@ -161,8 +161,10 @@ class RacingSpec(Section):
 class ExploreSpec(Section):
     """How the frozen models are asked.
 
-    `space` narrows the explored ranges; they default to the prior's. `num_points` is per
-    parameter for `grid`, in all for other samplers. `constraints` are bounds such as
+    `space` narrows the explored ranges; they default to the prior's. `sampler` is a name in
+    `SAMPLERS`. `num_points` is per parameter for `grid`, in all for other samplers. `batch_size` is
+    settings per chunk of work; by default few for a sampler that learns from what it is told, else
+    as many as keep the workers busy. `constraints` are bounds such as
     `{max: {macs: 0.6G}, min: {dice: 0.9}}`. With `racing` (`{}` for its defaults) a setting that
     cannot be on the front any more is given up before its last image: for search, not for tables.
     `precision: bf16` gives way to float32 where it moves a metric by 0.001 or more.
@@ -172,7 +174,7 @@ class ExploreSpec(Section):
     split: Literal["val"] = "val"
     sampler: str = "grid"
     num_points: Annotated[Whole, Field(ge=1, le=1_000_000)] = 51
-    batch_size: Count = 10
+    batch_size: Count | None = None
     num_workers: Whole = 2
     objectives: dict[str, Literal["maximize", "minimize"]] | None = None
     constraints: dict[Literal["max", "min"], dict[str, Quantity]] = {}

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import ray
-from explorer.sampling import SamplingTask
 from ray import tune
 
-from explorer.exploring import Chunk, Evaluation, Plan, Unit, explore
+from explorer.exploring import Chunk, Evaluation, Plan, Unit, chunk_size, explore
 from explorer.measurements import Measurement, measurements_table, setting_id
 from explorer.progress import ProgressReport
 from explorer.samplers import SAMPLERS
+from explorer.sampling import SamplingTask
 from explorer.specs import load_spec
 from explorer.store import TableStore
 from explorer.training import ray_session
@@ -79,7 +79,7 @@ def through_explorer(num_settings: int) -> float:
     units = [Unit("sshn", "val", ("sshn-s0",), sampler)]
     plan = Plan(
         units,
-        batch_size=SPEC.explore.chunk_size(num_settings),
+        batch_size=chunk_size([sampler], NUM_WORKERS),
         window=NUM_WORKERS,
         recorded={},
         recorded_values={},

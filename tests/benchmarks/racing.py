@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from explorer.exploration import open_exploration
-from explorer.exploring import ListSampler, Plan, Run, Unit, evaluate_chunk, values_of
+from explorer.exploring import ListSampler, Plan, Run, Unit, chunk_size, evaluate_chunk, values_of
 from explorer.frontiers import Frontier, hypervolume
 from explorer.measurements import Measurement, measurements_of, setting_id, values_by_row
 from explorer.racing import Race
@@ -43,7 +43,6 @@ class Recorded:
     def __init__(self, folder: Path) -> None:
         exploration = open_exploration(folder.name, folder.parent)
         method, self.objectives = exploration.spec.method, exploration.objectives
-        self.batch_size = exploration.spec.explore.batch_size
         rows = measurements_of(measurements_store(folder).load())
         self.rows = [row for row in rows if row.method == method and row.split == "val"]
         values = values_by_row(samples_store(folder).load())
@@ -76,7 +75,9 @@ class Recorded:
         """Replay one race; returns the images looked at and the settings seen to the end."""
         sampler = ListSampler(list(self.settings.values()))
         unit = Unit("replayed", "val", self.trial_ids, sampler, race=race)
-        plan = Plan([unit], batch_size=self.batch_size, window=2, recorded={}, recorded_values={})
+        plan = Plan(
+            [unit], batch_size=chunk_size([sampler], 2), window=2, recorded={}, recorded_values={}
+        )
         rows = {self._key(row): row for row in self.rows}
         num_looks, finished = 0, set()
 

@@ -22,6 +22,7 @@ import numpy as np
 import overhead
 import query
 import racing
+import sampling
 import step
 import throughput
 import torch
@@ -37,6 +38,7 @@ BENCHMARKS: dict[str, Callable[[], Mapping[str, Sequence[Row]]]] = {
     "query": query.measure,
     "overhead": overhead.measure,
     "tracking": tracking.measure,
+    "sampling": sampling.measure,
 }
 DETAILS = {"channels_last", "weights", "rounds", "ratio_of_sums", "first_ms", "calls"}  # JSON only
 BUSY = 0.3  # load average per core from which the numbers are called provisional

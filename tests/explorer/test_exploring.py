@@ -14,6 +14,7 @@ from explorer.exploring import (
     ListSampler,
     Plan,
     Unit,
+    chunk_size,
     explore,
     values_of,
 )
@@ -292,6 +293,16 @@ def test_shift_of_a_precision_is_told_per_metric():
     full = next(models.evaluate(Chunk("c", "val", ("sshn-s0",), ({"phi": 0.5},)))).values["dice"]
     assert shifts["dice"] == pytest.approx(abs(half.mean() - full.mean()), rel=1e-9)
     assert not np.array_equal(half, full)
+
+
+@pytest.mark.parametrize(
+    ("counts", "num_workers", "expected"),
+    [([51], 2, 10), ([1331], 2, 100), ([400], 2, 50), ([51, 51, 51, 11], 2, 20), ([200], 0, 50)],
+)
+def test_chunks_of_a_list_keep_the_workers_busy(counts, num_workers, expected):
+    samplers = [ListSampler([{"phi": 0.0}] * count) for count in counts]
+    assert chunk_size(samplers, num_workers) == expected
+    assert chunk_size([*samplers, LoggingSampler(1000)], num_workers) == 10
 
 
 # Races

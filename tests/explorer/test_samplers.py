@@ -8,7 +8,8 @@ import optuna
 import pytest
 
 from explorer.queries import Bound
-from explorer.samplers import MAX_REDRAWS, Sampler, SamplingTask, make_sampler
+from explorer.samplers import GPSampler, NSGA2Sampler, make_sampler
+from explorer.sampling import MAX_REDRAWS, Sampler, SamplingTask
 from search_spaces.errors import InputError
 from search_spaces.problem import Objective
 from search_spaces.space import (
@@ -62,7 +63,7 @@ def test_grid_of_one_point_is_the_lower_end() -> None:
     assert phis(make_sampler("grid", SamplingTask(PHI, (), 1)).ask(5)) == [0.0]
 
 
-@pytest.mark.parametrize("name", ["random", "tpe", "nsga2"])
+@pytest.mark.parametrize("name", ["random", "sobol", "tpe", "nsga2"])
 def test_rounding_never_leaves_the_range(name: str) -> None:
     space = SearchSpace((FloatParameter("phi", 2 / 3 - 1e-12, 2 / 3),))
     asked = phis(make_sampler(name, SamplingTask(space, (MACS,), 2)).ask(2))
@@ -76,7 +77,7 @@ def test_random_fills_the_range_evenly() -> None:
     assert abs(counts - 200).max() < 6 * math.sqrt(200 * 0.9)
 
 
-@pytest.mark.parametrize("name", ["tpe", "nsga2"])
+@pytest.mark.parametrize("name", ["tpe", "nsga2", "adaptive"])
 @pytest.mark.parametrize("best_phi", [0.05, 0.4])
 def test_learning_samplers_concentrate_on_the_optimum(name: str, best_phi: float) -> None:
     sampler = make_sampler(name, SamplingTask(PHI, (MACS,), 60, seed=1))
@@ -85,7 +86,7 @@ def test_learning_samplers_concentrate_on_the_optimum(name: str, best_phi: float
     assert np.median(distances[-20:]) < 0.5 * np.median(distances[:20])
 
 
-@pytest.mark.parametrize("name", ["tpe", "nsga2"])
+@pytest.mark.parametrize("name", ["tpe", "nsga2", "adaptive"])
 def test_learning_samplers_keep_to_outcome_constraints(name: str) -> None:
     task = SamplingTask(PHI, (MACS,), 60, constraints=(Bound("dice", "min", 0.6),))
     sampler = make_sampler(name, task)
@@ -171,7 +172,7 @@ def test_no_admissible_setting_is_refused() -> None:
         make_sampler("random", task).ask(2)
 
 
-@pytest.mark.parametrize("name", ["tpe", "nsga2"])
+@pytest.mark.parametrize("name", ["tpe", "nsga2", "adaptive"])
 def test_tell_refuses_what_was_not_asked_or_is_incomplete(name: str) -> None:
     task = SamplingTask(PHI, (MACS,), 5, constraints=(Bound("dice", "min", 0.5),))
     sampler = make_sampler(name, task)
@@ -187,16 +188,70 @@ def test_tell_refuses_what_was_not_asked_or_is_incomplete(name: str) -> None:
         sampler.tell([third], [{"dice": 1.0}])
 
 
-def test_learning_samplers_need_an_objective() -> None:
+@pytest.mark.parametrize("name", ["tpe", "adaptive"])
+def test_learning_samplers_need_an_objective(name: str) -> None:
     with pytest.raises(ValueError, match="expected at least one objective"):
-        make_sampler("tpe", SamplingTask(PHI, (), 5))
+        make_sampler(name, SamplingTask(PHI, (), 5))
+
+
+def test_sobol_puts_one_setting_into_every_sixteenth() -> None:
+    # The first 2^k points of a scrambled Sobol sequence are stratified in every coordinate.
+    asked = phis(make_sampler("sobol", SamplingTask(PHI, (), 16, seed=2)).ask(16))
+    counts, _ = np.histogram(asked, bins=16, range=(0.0, 0.5))
+    assert counts.tolist() == [1] * 16
+
+
+def test_sobol_goes_on_where_the_last_batch_ended() -> None:
+    task = SamplingTask(PHI, (), 9, seed=2)
+    whole, sampler = make_sampler("sobol", task).ask(9), make_sampler("sobol", task)
+    assert [*sampler.ask(4), *sampler.ask(5)] == whole
+
+
+def test_population_size_of_nsga2_is_that_of_its_generations() -> None:
+    sampler = NSGA2Sampler(SamplingTask(PHI, (MACS,), 12), population_size=3)
+    explore(sampler, 0.1, batch_size=1)
+    assert sampler._study.sampler.population_size == 3
+
+
+@pytest.mark.timeout(120)  # a busy machine takes long to load torch
+def test_gp_finds_the_optimum_with_one_torch_thread_and_restores_theirs(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    seen = []
+    sampler = GPSampler(SamplingTask(PHI, (MACS,), 16, seed=1))
+    ask = sampler._study.ask
+    monkeypatch.setattr(
+        sampler._study, "ask", lambda *args: (seen.append(torch.get_num_threads()), ask(*args))[1]
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        asked = explore(sampler, 0.4, batch_size=1)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {1}
+    # Ten random draws come first; of sixteen, the nearest would be 0.015 away on average.
+    assert min(abs(phi - 0.4) for phi in asked[10:]) < 0.005
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.timeout(120)
+def test_gp_is_told_constraints_with_the_values() -> None:
+    task = SamplingTask(PHI, (MACS,), 3, constraints=(Bound("dice", "min", 0.5),))
+    sampler = GPSampler(task)
+    sampler.tell(sampler.ask(1), [{"macs": 1.0, "dice": 0.4}])
+    assert sampler._study.trials[0].constraints == {"min dice": pytest.approx(0.2)}
 
 
 def test_unknown_sampler_lists_the_known_ones() -> None:
     with pytest.raises(
-        InputError, match="unknown sampler 'sobol'; known: grid, nsga2, random, tpe"
+        InputError,
+        match="unknown sampler 'cma'; known: adaptive, gp, grid, nsga2, random, sobol, tpe",
     ):
-        make_sampler("sobol", SamplingTask(PHI, (MACS,), 5))
+        make_sampler("cma", SamplingTask(PHI, (MACS,), 5))
 
 
 @pytest.mark.parametrize(

@@ -321,7 +321,10 @@ def test_folder_is_no_spec(tmp_path):
     [
         ("method=shn", "unknown method 'shn'; known: film, fixed, sshn, stochastic"),
         ("dataset.name=mnist", "unknown data set 'mnist'; known: .*synthetic"),
-        ("explore.sampler=cma", "unknown explore.sampler 'cma'; known: grid, nsga2, random, tpe"),
+        (
+            "explore.sampler=cma",
+            "unknown explore.sampler 'cma'; known: adaptive, gp, grid, nsga2, random, sobol, tpe",
+        ),
         ("train.prior={phi: [0, 1.5]}", r"train\.prior: phi must be in \[0, 1\], got 1\.5"),
         ("train.prior={psi: [0, 1]}", r"train\.prior: unknown parameter 'psi'; known: phi"),
         ("train.prior={phi: [-0.1, -0.1]}", r"train\.prior: phi must be in \[0, 1\]"),
