@@ -18,7 +18,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 from urllib.request import urlopen
 
 import numpy as np
@@ -167,16 +166,22 @@ def mlflow_server(folder: Path) -> Iterator[str]:
         start_new_session=True,
     )
     try:
-        for _ in range(600):
-            try:
-                with urlopen(f"{uri}/health", timeout=1):
-                    break
-            except (URLError, OSError):
-                time.sleep(0.2)
+        deadline = time.monotonic() + 600
+        while not answers(f"{uri}/health"):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
         yield uri
     finally:
         os.killpg(server.pid, 9)
         server.wait()
+
+
+def answers(url: str) -> bool:
+    try:
+        with urlopen(url, timeout=5):
+            return True
+    except OSError:
+        return False
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
