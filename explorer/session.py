@@ -67,6 +67,7 @@ from trainables.base import Arrays, Trainable
 from trainables.datasets.base import ImageDataset, split_indices
 from trainables.train_loop import validation_settings
 
+MANY_PARTS = 50  # slower to load than one
 NUM_ROUNDS = 4  # of a refinement
 MAX_SHIFT = 1e-3  # of a metric, by a lower precision
 
@@ -281,6 +282,8 @@ class Session:
             with self._timed("testing"):
                 self._explore("test", self._test_units(explored))
         with self._timed("reporting"):
+            self.store.compact(above=MANY_PARTS)
+            self.samples.compact(above=MANY_PARTS)
             self._report()
         set_state(self.folder, status="finished")
 

@@ -149,15 +149,18 @@ class TableStore:
         """The keys of all rows."""
         return set(zip(*(c.to_pylist() for c in self.load(self.key).columns), strict=True))
 
-    def compact(self) -> None:
+    def compact(self, *, above: int = 1) -> None:
         """Merge all parts into one, and remove files that no manifest names.
+
+        Args:
+            above: how many parts there must be more of; else nothing is merged.
 
         Raises:
             InputError: the store is damaged (nothing is changed then).
             RunError: disk full, or not writable; the published table stays as it was.
         """
         parts = self._parts()
-        if len(parts) > 1:
+        if len(parts) > above:
             names = [name for part in parts for name in part.names]
             table = self._read(parts, None, verify=True)
             # More names at each merge: the file is never one that is published now.

@@ -272,6 +272,15 @@ def test_compact_merges_all_parts_and_removes_debris(store, store_dir):
     assert {path.name for path in store_dir.iterdir()} == {"manifest.json", "merged-4.parquet"}
 
 
+def test_compact_leaves_few_parts_alone(store, store_dir):
+    for i in range(3):
+        store.append(make_table(i / 10))
+    store.compact(above=3)
+    assert len(list(store_dir.glob("*.parquet"))) == 3
+    store.compact(above=2)
+    assert len(list(store_dir.glob("*.parquet"))) == 1
+
+
 def test_compact_keeps_appends_idempotent(store):
     for i in range(3):
         store.append(make_table(i / 10), part=f"batch-{i}")
