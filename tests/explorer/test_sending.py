@@ -218,13 +218,12 @@ def test_run_in_progress_is_shown_while_it_runs_and_at_its_end(folder: Folder) -
     assert set(points) == {"sshn phi=0.25"}
 
 
-@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "sqlite:////proc/mlflow.db"])
 def test_tracking_that_is_away_leaves_a_mark_and_a_resumed_run_delivers(
-    folder: Folder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], uri: str
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("explorer.sending._LEAST_LIMIT_S", PATIENCE_S)
     here = os.environ["MLFLOW_TRACKING_URI"]
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     spec, progress = load_spec(folder.path / "spec.yaml"), ProgressReport()
     with tracked(folder.path, spec, progress):
         assert read_json(folder.path / "state.json")["tracking"] == "pending"
