@@ -299,7 +299,8 @@ class Session:
         space = explored_space(self.spec, trainable)
         limits = [b for b in bounds if b.name in trainable.problem.known_costs]
         self.progress.phase("refining", num_points)
-        for number in range(NUM_ROUNDS):
+        num_rounds = min(NUM_ROUNDS, num_points)
+        for number in range(num_rounds):
             table = PointTable.of(columns_of(self.store.load()), method=method)
             answer = table.query(bounds, objective=objective)
             point = answer.point or answer.nearest
@@ -314,7 +315,7 @@ class Session:
                 dict(point.conditioning),
                 [dict(table.point(index).conditioning) for index in range(len(table))],
                 space,
-                num_points * (number + 1) // NUM_ROUNDS - num_points * number // NUM_ROUNDS,
+                num_points * (number + 1) // num_rounds - num_points * number // num_rounds,
                 is_admissible=lambda s: all(b.is_kept(trainable.costs(s)) for b in limits),
             )
             if not settings:

@@ -78,7 +78,7 @@ def test_plain_argument_is_trained_explored_exported_and_resumed(spec_path, brou
     exploration = run(load_spec(spec_path), runs_dir=runs, extensions=brought)
     table = exploration.table()
     rows = (table["method"] == "linear") & (table["split"] == "val")
-    np.testing.assert_array_equal(table["conditioning/phi"][rows], [0, 0.5, 0.25, 0.125, 0.375])
+    assert sorted(table["conditioning/phi"][rows]) == [0, 0.125, 0.25, 0.375, 0.5]
     exported = exploration.export(exploration.query().point, tmp_path / "out")
     network = load_network(exported.folder, extensions=brought)
     assert type(network.primary) is brought.networks["pyramid"]
