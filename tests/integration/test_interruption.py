@@ -46,6 +46,14 @@ def state_of(folder):
     return json.loads((folder / "state.json").read_text())
 
 
+def epoch_of(trial):
+    """Of the last checkpoint; 0 while one takes the place of another."""
+    try:
+        return json.loads((trial / "checkpoint" / "state.json").read_text())["epoch"]
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return 0
+
+
 def num_parts(folder, pattern="part-val-*.parquet"):
     return len(list((folder / "measurements").glob(pattern)))
 
@@ -67,10 +75,11 @@ def test_killed_in_training_mid_checkpoint_and_in_exploration(
     assert state_of(folder)["status"] == "running"
     assert not (trial / "trial.json").exists()
 
+    reached = epoch_of(trial)
     process = explorer.start("resume", "tiny-1", "--runs-dir", runs_dir)
-    wait_for(process, (trial / "checkpoint.new").exists, "checkpoint in the making")
+    wait_for(process, lambda: epoch_of(trial) > reached, "checkpoint of the resumed training")
     explorer.kill(process)
-    # the same moment once more, for certain: the old one moved away, the new one written in part
+    # killed mid-checkpoint, for certain: the old one moved away, the new one written in part
     if (trial / "checkpoint").exists():
         shutil.rmtree(trial / "checkpoint.old", ignore_errors=True)
         (trial / "checkpoint").rename(trial / "checkpoint.old")
