@@ -48,7 +48,7 @@ app.add_typer(datasets_app, name="datasets")
 RunsDir = Annotated[
     Path | None,
     typer.Option(
-        "--runs-dir", help="Where explorations live [default: EXPLORER_RUNS_DIR or runs/]."
+        "--runs-dir", help="Where explorations live (default: EXPLORER_RUNS_DIR or runs/)."
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
@@ -60,7 +60,7 @@ Max = Annotated[list[str] | None, typer.Option("--max", help="Upper bound: macs=
 Min = Annotated[list[str] | None, typer.Option("--min", help="Lower bound: dice=0.9. Repeatable.")]
 Maximize = Annotated[
     str | None,
-    typer.Option("--maximize", help="What to maximise [default: the first objective]."),
+    typer.Option("--maximize", help="What to maximise (default: the first objective)."),
 ]
 Minimize = Annotated[str | None, typer.Option("--minimize", help="What to minimise instead.")]
 Method = Annotated[str | None, typer.Option("--method", help="Ask this method, not the main one.")]

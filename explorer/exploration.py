@@ -154,8 +154,10 @@ class Exploration:
 
     def _refuse_empty(self, column: Any) -> None:
         if not len(column):
+            status = self.state["status"]
+            remedy = "wait for it, or if its process died, " if status == "running" else ""
             raise InputError(
-                f"{self.id} holds no measurements yet (it is {self.state['status']}); "
+                f"{self.id} holds no measurements yet (it is {status}); {remedy}"
                 f"explorer resume {self.id} carries it on"
             )
 
