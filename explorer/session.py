@@ -67,7 +67,7 @@ from trainables.base import Arrays, Trainable
 from trainables.datasets.base import ImageDataset, split_indices
 from trainables.train_loop import validation_settings
 
-MANY_PARTS = 50  # slower to load than one
+MANY_PARTS = 200  # slower to load than one
 NUM_ROUNDS = 4  # of a refinement
 MAX_SHIFT = 1e-3  # of a metric, by a lower precision
 
