@@ -391,7 +391,7 @@ def evaluate_chunk(
                 break
         is_complete = len(first.seen) == num_samples
         if race and is_complete:
-            rivals.append(Rival(first.costs, _seen(runs, in_order=True)))
+            rivals = race.keep_rivals([*rivals, Rival(first.costs, _seen(runs, in_order=True))])
         yield from (run.evaluation(is_complete=is_complete) for run in runs)
 
 

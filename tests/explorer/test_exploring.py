@@ -13,14 +13,17 @@ from explorer.exploring import (
     FrozenModels,
     ListSampler,
     Plan,
+    Run,
     Unit,
     chunk_size,
+    evaluate_chunk,
     explore,
     values_of,
 )
 from explorer.frontiers import Frontier
 from explorer.measurements import Measurement, setting_id
 from explorer.progress import ProgressReport
+from explorer.queries import Bound
 from explorer.racing import Race
 from explorer.specs import load_spec
 from explorer.training import Trial, build_trainable
@@ -381,6 +384,26 @@ def test_race_keeps_what_is_on_the_front():
     ]
     phis = [pair[0].setting["phi"] for pair in zip(whole[::2], whole[1::2], strict=True)]
     assert kept >= set(Frontier.of(losses, phis).ids.tolist())
+
+
+def test_setting_that_just_breaks_a_bound_is_no_rival_within_its_chunk():
+    race = replace(RULES, bounds=(Bound("dice/rare", "min", 0.5),))
+    # the first is better, and so little below the bound that it sees every image
+    wave = np.where(np.arange(40) % 2, 0.3, -0.3)
+    values = {
+        0.1: {"dice": np.linspace(0.88, 0.92, 40), "dice/rare": 0.499 + wave},
+        0.2: {"dice": np.linspace(0.52, 0.48, 40), "dice/rare": np.linspace(0.8, 0.9, 40)},
+    }
+
+    def start(trial_id, split, setting):
+        own = values[setting["phi"]]
+        costs = {"macs": 1.0}
+        return Run(trial_id, split, setting, costs, lambda block: {n: own[n][block] for n in own})
+
+    chunk = Chunk("c", "val", ("t",), ({"phi": 0.1}, {"phi": 0.2}), race)
+    assert [one.is_complete for one in evaluate_chunk(chunk, 40, start)] == [True, True]
+    free = replace(chunk, race=RULES)
+    assert [one.is_complete for one in evaluate_chunk(free, 40, start)] == [True, False]
 
 
 def test_resumed_race_runs_against_the_same_rivals():
