@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from scipy.stats import qmc
 
 from explorer.measurements import setting_id
+from explorer.sampling import rounded
 from search_spaces.space import Config, SearchSpace
 
-DECIMALS = 12  # as in a setting's id
 NUM_TRIES = 64  # candidates per wanted setting before a neighbourhood counts as exhausted
 
 
@@ -54,7 +54,7 @@ def settings_around(
         if len(found) == m:
             break
         (setting,) = space.decode((low + unit * (high - low))[None])
-        setting = {n: round(v, DECIMALS) if isinstance(v, float) else v for n, v in setting.items()}
+        setting = rounded(space, setting)
         if setting_id(setting) in seen or not is_admissible(setting):
             continue
         seen.add(setting_id(setting))
