@@ -198,7 +198,7 @@ def frontier(
         "frontier": [point.to_json() for point in points],
     }
     if compare:
-        document["comparison"] = exploration.compare(ranges=_ranges(between))
+        document["comparison"] = exploration.compare(method=method, ranges=_ranges(between))
     if plot is not None:
         document["plot"] = str(exploration.plot(plot, split=split))
 

@@ -249,15 +249,20 @@ class Exploration:
         last = self.objectives[-1].name
         return sorted(points, key=lambda point: {**point.metrics, **point.costs}[last])
 
-    def compare(self, *, ranges: Mapping[str, tuple[float, float]] | None = None) -> dict[str, Any]:
-        """The exploration's method against its baselines; see `comparisons.compare`."""
+    def compare(
+        self,
+        *,
+        method: str | None = None,
+        ranges: Mapping[str, tuple[float, float]] | None = None,
+    ) -> dict[str, Any]:
+        """A method, by default the exploration's, against the others; see `comparisons.compare`."""
         columns = self.table()
         samples = samples_store(self.folder).load()
         samples = samples.filter(samples["split"].to_numpy() == "test")
         return compare(
             columns,
             columns_of(samples) if samples.num_rows else None,
-            method=self.spec.method,
+            method=method or self.spec.method,
             objectives=self.objectives,
             ranges=ranges or {},
         )
