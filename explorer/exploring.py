@@ -51,6 +51,7 @@ class Chunk:
         settings: evaluated on each of them.
         race: the rules by which a setting is given up; None: each is evaluated to the end.
         rivals: what the settings run against, beside those before them in the chunk.
+        neighbours: of the settings, evaluated to the end before; see `Race.nearest`.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Chunk:
     settings: tuple[Config, ...]
     race: Race | None = None
     rivals: tuple[Rival, ...] = ()
+    neighbours: tuple[Rival, ...] = ()
 
     @property
     def keys(self) -> list[Key]:
@@ -106,6 +108,7 @@ class Unit:
     chunks: dict[int, Chunk] = field(default_factory=dict)
     outcomes: dict[int, list[dict[str, float] | None]] = field(default_factory=dict)
     runners: dict[int, list[Rival]] = field(default_factory=dict)
+    finishers: list[Rival] = field(default_factory=list)
     rivals: list[Rival] = field(default_factory=list)
 
 
@@ -176,8 +179,15 @@ class Plan:
                 self.current += 1
                 continue
             name = f"{unit.split}-{unit.name}-{unit.num_asked:05d}"
+            near = unit.race.nearest(settings, unit.finishers) if unit.race else []
             chunk = Chunk(
-                name, unit.split, unit.trial_ids, tuple(settings), unit.race, tuple(unit.rivals)
+                name,
+                unit.split,
+                unit.trial_ids,
+                tuple(settings),
+                unit.race,
+                tuple(unit.rivals),
+                tuple({id(one): one for one in near}.values()),
             )
             unit.chunks[unit.num_asked] = chunk
             self.in_flight[name] = unit, unit.num_asked
@@ -201,7 +211,7 @@ class Plan:
         outcomes = [_mean(by_setting[setting_id(s)]) for s in chunk.settings]
         unit.outcomes[index] = list(outcomes)
         if chunk.race is not None:
-            unit.runners[index] = _finishers(chunk, outcomes, values)
+            unit.runners[index] = _finishers(chunk, chunk.race, outcomes, values)
 
     def _tell_until(self, unit: Unit, last: int) -> bool:
         while unit.num_told <= last:
@@ -211,20 +221,25 @@ class Plan:
             unit.sampler.tell(settings, unit.outcomes[unit.num_told])
             if unit.race is not None:
                 finishers = unit.runners.pop(unit.num_told)
+                unit.finishers += finishers
                 unit.rivals = unit.race.keep_rivals([*unit.rivals, *finishers])
             unit.num_told += 1
         return True
 
 
 def _finishers(
-    chunk: Chunk, outcomes: Sequence[Mapping[str, float]], values: Mapping[Key, Values]
+    chunk: Chunk,
+    race: Race,
+    outcomes: Sequence[Mapping[str, float]],
+    values: Mapping[Key, Values],
 ) -> list[Rival]:
     """The settings of a raced chunk that every model was evaluated at to the end."""
     finishers = []
     for setting, outcome in zip(chunk.settings, outcomes, strict=True):
         keys = [(one, chunk.split, setting_id(setting)) for one in chunk.trial_ids]
         if all(key in values for key in keys):
-            finishers.append(Rival(outcome, mean_over_seeds([values[key] for key in keys])))
+            own = mean_over_seeds([values[key] for key in keys])
+            finishers.append(race.rival(setting, outcome, own))
     return finishers
 
 
@@ -380,18 +395,21 @@ def evaluate_chunk(
     """
     race, everything = chunk.race, np.arange(num_samples)
     blocks = race.blocks if race and race.num_blocks > 1 else [everything]
-    rivals = list(chunk.rivals)
+    rivals, finishers = list(chunk.rivals), list(chunk.neighbours)
     for setting in chunk.settings:
         runs = [start(trial_id, chunk.split, setting) for trial_id in chunk.trial_ids]
         first = runs[0]
+        near = next(iter(race.nearest([setting], finishers)), None) if race else None
         for block in blocks:
             for run in runs:
                 run.see(block)
-            if race and race.is_lost(first.costs, _seen(runs), first.seen, rivals):
+            if race and race.is_lost(first.costs, _seen(runs), first.seen, rivals, near):
                 break
         is_complete = len(first.seen) == num_samples
         if race and is_complete:
-            rivals = race.keep_rivals([*rivals, Rival(first.costs, _seen(runs, in_order=True))])
+            finisher = race.rival(setting, first.costs, _seen(runs, in_order=True))
+            finishers.append(finisher)
+            rivals = race.keep_rivals([*rivals, finisher])
         yield from (run.evaluation(is_complete=is_complete) for run in runs)
 
 

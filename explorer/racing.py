@@ -1,33 +1,45 @@
 """Racing: an evaluation stops once its setting can no longer matter.
 
 The images are cut into blocks, in an order from a seed alone. After every block but the last, a
-setting is given up when, at a stated confidence, it misses a bound on a metric, or a setting that
-was evaluated to the end is better in every measured objective and no worse in any known cost.
+setting is given up when, at a stated confidence, it misses a bound on a metric, or in no measured
+objective is better by more than a margin than a setting that was evaluated to the end and is no
+worse in any known cost. With a margin of 0, nothing that belongs on the front is given up; a small
+one saves what it takes to tell equals apart.
+
+What tells equals apart is the spread of paired differences, and settings that are close together
+differ little on any image. So the difference to a rival is taken in two steps: from the setting to
+its nearest neighbour that was evaluated to the end, which is estimated, and from there to the
+rival, which is known. This is unbiased whatever the neighbour, since that is chosen by its place
+alone. It asks for settings in random order, so that neighbours are there early.
 
 Shapes: N images in all, n of them seen so far; values are averaged over seeds, NaN where undefined.
 
 Source: the idea of Maron & Moore (1994), Hoeffding races; paired differences as in Birattari et al.
 (2002), racing algorithms. Their bounds need a range or many samples; here the images are a finite
 set drawn without replacement, so that Student's interval with the correction of Cochran (1977),
-Sampling Techniques, eq. 2.20, shrinks to nothing at the last block.
+Sampling Techniques, eq. 2.20, shrinks to nothing at the last block; the two steps are its
+difference estimator (section 7.4).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
+from scipy.spatial.distance import cdist
 
 from explorer.frontiers import Frontier
 from explorer.queries import Bound
 from search_spaces.problem import Objective
+from search_spaces.space import Config, SearchSpace
 
 Values = Mapping[str, NDArray[np.float64]]
+ToLoss = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 MIN_SEEN = 8  # below, a sample says too little about its own spread
 
 
@@ -36,10 +48,12 @@ class Rival:
     """A setting that was evaluated on every image.
 
     Attributes:
+        setting: of the conditioning.
         costs: its known costs, by name.
         values: (N,) per metric, in the order of the images.
     """
 
+    setting: Config
     costs: Mapping[str, float]
     values: Values
 
@@ -49,6 +63,7 @@ class Race:
     """The rules of one exploration's races.
 
     Attributes:
+        space: of the settings; says which are close together.
         objectives: of the front.
         bounds: on metrics; those on known costs were applied beforehand.
         known_costs: names that need no evaluation.
@@ -56,15 +71,21 @@ class Race:
         block_size: images per block.
         confidence: of every verdict, over all blocks and tests of a setting together: with a
             probability of at most 1 - confidence, a setting is given up that belongs on the front.
+            The first look has half of that risk, each later one half of what is left: what ends
+            early saves most.
+        margin: of a measured objective, in its own unit: what is gained by less is not worth an
+            evaluation.
         seed: of the order of the images.
     """
 
+    space: SearchSpace
     objectives: tuple[Objective, ...]
     bounds: tuple[Bound, ...]
     known_costs: frozenset[str]
     num_samples: int
     block_size: int
     confidence: float
+    margin: float
     seed: int
 
     @property
@@ -85,6 +106,7 @@ class Race:
         values: Values,
         seen: NDArray[np.int64],
         rivals: Sequence[Rival],
+        neighbour: Rival | None = None,
     ) -> bool:
         """Whether a setting may be given up.
 
@@ -93,26 +115,48 @@ class Race:
             values: (n,) per metric, what was seen of it.
             seen: (n,) indices of those images.
             rivals: what it runs against; see `keep_rivals`.
+            neighbour: a setting that differs little on any image; see `nearest`.
         """
         opponents = self._opponents(costs, rivals)
         num_tests = len(opponents) + len(self.bounds)
-        num_looks = max(1, self.num_blocks - 1)
-        if not num_tests or len(seen) == self.num_samples:
+        look = math.ceil(len(seen) / self.block_size) - math.ceil(MIN_SEEN / self.block_size) + 1
+        if not num_tests or len(seen) == self.num_samples or look < 1:
             return False
-        risk = (1 - self.confidence) / (num_tests * num_looks)
-        for bound in self.bounds:
-            if self._lower_limit(bound.violation(values[bound.name]), risk) > 0:
-                return True
-        return any(
+        risk = (1 - self.confidence) / 2**look / num_tests
+
+        def least(to_loss: ToLoss, name: str, other: Rival | None, known: float) -> float:
+            """Lower limit of a mean loss: that over `other`, and what is known of `other`."""
+            losses = to_loss(values[name])
+            if other is not None:
+                losses = losses - to_loss(other.values[name][seen])
+                known += float(np.nanmean(to_loss(other.values[name])))
+            return known + self._lower_limit(losses, risk)
+
+        return any(least(b.violation, b.name, neighbour, 0.0) > 0 for b in self.bounds) or any(
             all(
-                self._lower_limit(
-                    o.to_loss(values[o.name]) - o.to_loss(rival.values[o.name][seen]), risk
-                )
-                > 0
+                least(o.to_loss, o.name, neighbour or rival, -o.to_loss(_mean(rival.values, o)))
+                > -self.margin
                 for o in self._measured
             )
             for rival in opponents
         )
+
+    def rival(self, setting: Config, costs: Mapping[str, float], values: Values) -> Rival:
+        """A setting with (N,) values per metric, as far as they decide races."""
+        needed = {o.name for o in self._measured} | {bound.name for bound in self.bounds}
+        kept = {name: own for name, own in values.items() if name in needed}
+        return Rival(setting, {n: c for n, c in costs.items() if n in self.known_costs}, kept)
+
+    def nearest(self, settings: Sequence[Config], rivals: Sequence[Rival]) -> list[Rival]:
+        """For each setting the nearest rival, the first of equals; nothing where there is none.
+
+        Distances are sums over the unit cube's dimensions.
+        """
+        if not rivals:
+            return []
+        places, others = (self.space.encode(x) for x in (settings, [r.setting for r in rivals]))
+        distances = cdist(places, others, "cityblock")
+        return [rivals[index] for index in distances.argmin(axis=1)]
 
     @property
     def _measured(self) -> list[Objective]:

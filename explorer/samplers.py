@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import qmc
 
 from explorer.adaptive import AdaptiveSampler
@@ -42,13 +43,19 @@ if TYPE_CHECKING:
 
 
 class GridSampler:
-    """Every combination of evenly spaced values; the last parameter varies fastest."""
+    """Every combination of evenly spaced values; the last parameter varies fastest, or shuffled."""
 
     def __init__(self, task: SamplingTask) -> None:
         values = [_grid_values(parameter, task.num_points) for parameter in task.space]
         self.num_settings = math.prod(map(len, values))
+        order: Sequence[int] | NDArray[np.int64] = range(self.num_settings)
+        if task.shuffled:
+            order = np.random.default_rng((task.seed, 5)).permutation(self.num_settings)
+        shape = [len(own) for own in values]
+        places = (np.unravel_index(index, shape) for index in order)
         configs = (
-            dict(zip(task.space.names, row, strict=True)) for row in itertools.product(*values)
+            {n: own[k] for n, own, k in zip(task.space.names, values, place, strict=True)}
+            for place in places
         )
         self._configs: Iterator[Config] = filter(task.is_admissible, configs)
         self._has_asked = False

@@ -51,6 +51,7 @@ class SamplingTask:
             known costs; settings that are not are never asked for.
         costs: the known costs of a setting, without evaluating it; None where there are none.
         journal_path: file for the Optuna study; replaced, since it repeats what the table says.
+        shuffled: whether a grid is asked for in random order: races need neighbours early.
 
     Raises:
         ValueError: an empty space, no point, or a negative seed.
@@ -64,6 +65,7 @@ class SamplingTask:
     admissible: Callable[[Config], bool] | None = None
     costs: Callable[[Config], Mapping[str, float]] | None = None
     journal_path: Path | None = None
+    shuffled: bool = False
 
     def __post_init__(self) -> None:
         if not len(self.space):

@@ -230,6 +230,7 @@ def sampler_of(
         admissible=is_admissible if on_costs else None,
         costs=trainable.costs,
         journal_path=journal_path,
+        shuffled=section.racing is not None,
     )
     return find("samplers", section.sampler, SAMPLERS, spec.extensions)(task)
 
@@ -388,14 +389,17 @@ class Session:
         section = self.spec.explore
         if section.racing is None:
             return None
-        known_costs = build_trainable(self.spec, method).problem.known_costs
+        trainable = build_trainable(self.spec, method)
+        known_costs = trainable.problem.known_costs
         return Race(
+            space=explored_space(self.spec, trainable),
             objectives=self.objectives,
             bounds=tuple(b for b in bounds_of(self.spec) if b.name not in known_costs),
             known_costs=frozenset(known_costs),
             num_samples=len(self.splits["val"]),
             block_size=section.racing.block_size,
             confidence=section.racing.confidence,
+            margin=section.racing.margin,
             seed=section.seed,
         )
 

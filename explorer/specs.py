@@ -156,6 +156,7 @@ class RacingSpec(Section):
 
     block_size: Count = 8
     confidence: Annotated[Number, Field(gt=0.5, lt=1)] = 0.95
+    margin: Annotated[Number, Field(ge=0)] = 1e-4
 
 
 class ExploreSpec(Section):

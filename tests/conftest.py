@@ -143,6 +143,11 @@ class Command:
     def __call__(self, *arguments: Any, **environment: str) -> Ended:
         return self.finish(self.start(*arguments, **environment))
 
+    def members(self, process: subprocess.Popen[str], title: str) -> dict[int, str]:
+        """Processes that it started, by number, whose command line begins with a title."""
+        lines = {pid: _command_line(pid) for pid in _session_members(process.pid)}
+        return {pid: line for pid, line in lines.items() if line.startswith(title)}
+
     def kill(self, process: subprocess.Popen[str]) -> None:
         """Kill the process and whatever it started, at once, and wait until all are gone."""
         if process not in self.started:
@@ -162,6 +167,13 @@ class Command:
             if pipe is not None:
                 pipe.close()
         self.started.remove(process)
+
+
+def _command_line(pid: int) -> str:
+    try:
+        return (Path("/proc") / str(pid) / "cmdline").read_text().replace("\0", " ")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def _session_members(session: int) -> list[int]:

@@ -6,6 +6,7 @@ the end: one with a single block, `--set explore.racing={block_size: 100000}`.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,13 +19,16 @@ from explorer.exploring import ListSampler, Plan, Run, Unit, chunk_size, evaluat
 from explorer.frontiers import Frontier, hypervolume
 from explorer.measurements import Measurement, measurements_of, setting_id, values_by_row
 from explorer.racing import Race
+from explorer.session import explored_space
 from explorer.store import measurements_store, samples_store
+from explorer.training import build_trainable
 from search_spaces.errors import InputError
 
 NUM_ORDERS = 20
 BLOCK_SIZES = (4, 8, 16)
-CONFIDENCES = (0.95, 0.99)
-MARGIN = 1e-3  # of Dice: 0.1 points
+CONFIDENCES = (0.9, 0.95)
+MARGINS = (0.0, 1e-4)
+LIMIT = 1e-3  # of Dice: 0.1 points
 
 
 def measure() -> dict[str, Sequence[Mapping[str, Any]]]:
@@ -33,8 +37,8 @@ def measure() -> dict[str, Sequence[Mapping[str, Any]]]:
         print("  skipped: EXPLORER_BENCH_GRID names no exploration")
         return {}
     recorded = Recorded(Path(name))
-    rows = [recorded.row(size, level) for size in BLOCK_SIZES for level in CONFIDENCES]
-    return {recorded.title: rows}
+    kinds = itertools.product(BLOCK_SIZES, CONFIDENCES, MARGINS)
+    return {recorded.title: [recorded.row(*kind) for kind in kinds]}
 
 
 class Recorded:
@@ -43,6 +47,7 @@ class Recorded:
     def __init__(self, folder: Path) -> None:
         exploration = open_exploration(folder.name, folder.parent)
         method, self.objectives = exploration.spec.method, exploration.objectives
+        self.space = explored_space(exploration.spec, build_trainable(exploration.spec))
         rows = measurements_of(measurements_store(folder).load())
         self.rows = [row for row in rows if row.method == method and row.split == "val"]
         values = values_by_row(samples_store(folder).load())
@@ -73,7 +78,9 @@ class Recorded:
 
     def race(self, race: Race) -> tuple[int, set[str]]:
         """Replay one race; returns the images looked at and the settings seen to the end."""
-        sampler = ListSampler(list(self.settings.values()))
+        order = np.random.default_rng((race.seed, 5)).permutation(len(self.settings))
+        settings = list(self.settings.values())
+        sampler = ListSampler([settings[index] for index in order])
         unit = Unit("replayed", "val", self.trial_ids, sampler, race=race)
         plan = Plan(
             [unit], batch_size=chunk_size([sampler], 2), window=2, recorded={}, recorded_values={}
@@ -97,7 +104,7 @@ class Recorded:
             plan.complete(chunk, [rows[key] for key in chunk.keys], values_of(evaluations))
         return num_looks, finished
 
-    def row(self, block_size: int, confidence: float) -> dict[str, Any]:
+    def row(self, block_size: int, confidence: float, margin: float) -> dict[str, Any]:
         """Savings and losses of one kind of race over all orders."""
         full = hypervolume(self.losses, self.ref_point)
         total = len(self.settings) * self.num_samples * len(self.trial_ids)
@@ -105,12 +112,14 @@ class Recorded:
         saved, volumes, regrets = [], [], []
         for seed in range(NUM_ORDERS):
             race = Race(
+                space=self.space,
                 objectives=self.objectives,
                 bounds=(),
                 known_costs=frozenset(next(iter(self.costs.values()))),
                 num_samples=self.num_samples,
                 block_size=block_size,
                 confidence=confidence,
+                margin=margin,
                 seed=seed,
             )
             num_looks, finished = self.race(race)
@@ -122,11 +131,12 @@ class Recorded:
         return {
             "block_size": block_size,
             "confidence": confidence,
+            "margin": margin,
             "saved_min": round(min(saved), 3),
             "saved_mean": round(float(np.mean(saved)), 3),
             "hypervolume_min": round(min(volumes), 5),
             "largest_regret": round(float(missed.max(initial=0)), 5),
-            "given_up_wrongly": int((missed > MARGIN).sum()),
+            "given_up_wrongly": int((missed > LIMIT).sum()),
         }
 
     def _regrets(self, kept: np.ndarray) -> np.ndarray:

@@ -29,6 +29,7 @@ from explorer.specs import load_spec
 from explorer.training import Trial, build_trainable
 from search_spaces.errors import InputError
 from search_spaces.problem import Objective
+from search_spaces.rescaling import rescaling_space
 from trainables.base import Arrays
 
 
@@ -312,12 +313,14 @@ def test_chunks_of_a_list_keep_the_workers_busy(counts, num_workers, expected):
 
 
 RULES = Race(
+    space=rescaling_space(),
     objectives=(Objective("dice", "maximize"), Objective("macs", "minimize")),
     bounds=(),
     known_costs=frozenset({"macs"}),
     num_samples=40,
     block_size=8,
     confidence=0.95,
+    margin=0.0,
     seed=0,
 )
 

@@ -54,6 +54,16 @@ def test_grid_is_the_product_of_its_parameters_last_one_fastest() -> None:
     ]
 
 
+def test_shuffled_grid_is_the_same_grid_in_an_order_from_the_seed() -> None:
+    def asked(seed: int, *, shuffled: bool) -> list[Config]:
+        return make_sampler("grid", SamplingTask(CHOICES, (), 10, seed, shuffled=shuffled)).ask(999)
+
+    straight, shuffled = asked(0, shuffled=False), asked(0, shuffled=True)
+    assert shuffled != straight
+    assert sorted(map(str, shuffled)) == sorted(map(str, straight))
+    assert asked(0, shuffled=True) == shuffled != asked(1, shuffled=True)
+
+
 def test_grid_of_a_logarithmic_range_is_geometric() -> None:
     space = SearchSpace((FloatParameter("phi", 0.01, 1.0, log=True),))
     assert phis(make_sampler("grid", SamplingTask(space, (), 3)).ask(3)) == [0.01, 0.1, 1.0]

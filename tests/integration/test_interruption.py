@@ -1,10 +1,12 @@
 """Explorations that are killed, interrupted, starved of disk or damaged, and carried on."""
 
 import json
+import os
 import resource
 import shutil
 import signal
 import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -58,8 +60,8 @@ def num_parts(folder, pattern="part-val-*.parquet"):
     return len(list((folder / "measurements").glob(pattern)))
 
 
-def resume(explorer, runs_dir):
-    ended = explorer("resume", "tiny-1", "--runs-dir", runs_dir, "--json")
+def resume(explorer, runs_dir, name="tiny-1"):
+    ended = explorer("resume", name, "--runs-dir", runs_dir, "--json")
     assert ended.code == 0, ended.stderr
     assert json.loads(ended.stdout)["status"] == "finished"
 
@@ -106,6 +108,71 @@ def test_killed_in_training_mid_checkpoint_and_in_exploration(
     assert table_rows(folder) == expected
     # nothing recorded was computed again
     assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+def test_killed_at_twenty_random_moments(explorer, tiny_spec, expected, table_rows, tmp_path):
+    """After each kill all that was recorded is there, as written, and is never computed again."""
+    rng = np.random.default_rng(0)
+    number, num_kills, written = 1, 0, {}
+    while num_kills < 20:
+        folder = tmp_path / f"tiny-{number}"
+        command = ["resume", folder.name, "--runs-dir", tmp_path, "--json"]
+        if not (folder / "state.json").exists():
+            command, written = arguments(tiny_spec, tmp_path), {}
+        before = newest(folder)
+        process = explorer.start(*command)
+        # some while it starts, most once it works
+        if rng.random() < 0.8:
+            while newest(folder) <= before and process.poll() is None:
+                time.sleep(0.001)
+        time.sleep(rng.uniform(0, 2))
+        has_ended = process.poll() is not None
+        explorer.kill(process)
+        num_kills += not has_ended
+        if not (folder / "state.json").exists():
+            shutil.rmtree(folder, ignore_errors=True)  # killed before it had begun
+            continue
+        recorded = table_rows(folder)
+        assert all(expected[key] == row for key, row in recorded.items())
+        assert {path: path.stat().st_mtime_ns for path in written} == written
+        manifest = folder / "measurements" / "manifest.json"
+        parts = json.loads(manifest.read_text())["parts"] if manifest.exists() else []
+        files = [manifest.with_name(part["file"]) for part in parts]
+        files += folder.glob("trials/*/trial.json")
+        written = {path: path.stat().st_mtime_ns for path in files}
+        if has_ended:
+            assert recorded == expected
+            number += 1
+    if (tmp_path / f"tiny-{number}").exists():
+        resume(explorer, tmp_path, f"tiny-{number}")
+        assert table_rows(tmp_path / f"tiny-{number}") == expected
+
+
+def newest(folder):
+    """When something in a folder was written last."""
+    times = [0.0]
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            times.append(path.stat().st_mtime)
+    return max(times)
+
+
+def test_killed_worker_loses_its_chunk_to_another(
+    explorer, tiny_spec, expected, table_rows, tmp_path
+):
+    folder = tmp_path / "tiny-1"
+    process = explorer.start(*arguments(tiny_spec, tmp_path))
+    killed = []
+    for num in (3, 9):
+        wait_for(process, lambda num=num: num_parts(folder) >= num, f"chunk {num}")
+        workers = explorer.members(process, title="ray::_tune_chunk")
+        assert workers, explorer.members(process, title="ray::")
+        killed.append(next(iter(workers)))
+        os.kill(killed[-1], signal.SIGKILL)
+    ended = explorer.finish(process)
+    assert ended.code == 0, ended.stderr
+    assert len(set(killed)) == 2
+    assert table_rows(folder) == expected
 
 
 @pytest.mark.parametrize("signal_name", ["SIGINT", "SIGTERM"])

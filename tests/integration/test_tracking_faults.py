@@ -4,6 +4,7 @@ import itertools
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -311,3 +312,29 @@ def test_server_that_is_away_for_a_whole_run(
         front = [run for run in server.runs("point") if run.data.params["method"] == "sshn"]
         assert all(run.data.tags["frontier"] == "true" for run in front)
         assert len(server.runs("training")) == 3
+
+
+def test_database_that_another_process_has_locked(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is waited for, then named in one line; the table is intact, and sent once it is free."""
+    path = tmp_path / "locked.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
+    database = sqlite3.connect(path)
+    database.execute("CREATE TABLE of_another (x)")
+    database.commit()
+    database.execute("BEGIN EXCLUSIVE")
+    before = measurements_store(folder).version()
+    reason = Sender(folder).finish(120)
+    assert reason is not None
+    assert "database is locked" in reason
+    assert str(path) in reason
+    assert measurements_store(folder).version() == before
+    database.rollback()
+    database.close()
+    assert send(folder) is None
+    client = MlflowClient(f"sqlite:///{path}")
+    experiment = client.get_experiment_by_name("explorations")
+    assert experiment is not None
+    points = client.search_runs([experiment.experiment_id], "tags.kind = 'point'")
+    assert len({run.data.tags["measurement_id"] for run in points}) == len(points) == NUM_POINTS
