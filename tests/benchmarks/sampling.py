@@ -140,13 +140,13 @@ def eq3_rows(landscape: Landscape) -> list[dict[str, Any]]:
         limit = float(macs[kept].min() * (1 + MARGIN)) if kept.any() else np.inf
         least = alpha if kept.any() else float(dice.max()) - 1e-3
         for name, make in {**SAMPLERS, "grid": partial(grid_up_to, 501)}.items():
-            counts = []
+            budget, counts = SLOW.get(name, BUDGET[1]), []
             for seed in SEEDS[:1] if name == "grid" else SEEDS:
                 bounds = (Bound("dice", "min", alpha),)
                 told = outcomes(landscape, make, seed, (MACS,), bounds)
                 good = (
                     count
-                    for count, outcome in enumerate(itertools.islice(told, SLOW.get(name, BUDGET[1])), start=1)
+                    for count, outcome in enumerate(itertools.islice(told, budget), start=1)
                     if outcome["dice"] >= least and outcome["macs"] <= limit
                 )
                 counts.append(next(good, np.inf))
