@@ -69,7 +69,7 @@ class Chunk:
         return [(trial_id, self.split, one) for one in ids for trial_id in self.trial_ids]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)  # Tune prints what it is told, several times
 class Evaluation:
     """One row of the table in the making, with the values of every image.
 

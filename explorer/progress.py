@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import time
-from types import TracebackType
+from types import FrameType, TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -14,6 +16,9 @@ LINE_EVERY_S = 10.0
 
 class ProgressReport:
     """Progress of the phases of a run; each phase has a total, and items that move within it.
+
+    Entered, it sees to it that Ctrl-C ends the run: a KeyboardInterrupt that was raised where
+    Python ignores it, or where a library swallowed it, is raised again at the next update.
 
     Args:
         quiet: show nothing (as a library).
@@ -37,8 +42,15 @@ class ProgressReport:
         self.fractions: dict[str, float] = {}
         self.tasks: dict[str, TaskID] = {}
         self.started = self.last_line = time.monotonic()
+        self.is_interrupted = False
+        self.signals: list[signal.Signals] = []
 
     def __enter__(self) -> ProgressReport:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) is signal.default_int_handler:
+                    signal.signal(number, self._interrupt)
+                    self.signals.append(number)
         if self.bars:
             self.bars.start()
         return self
@@ -51,6 +63,12 @@ class ProgressReport:
     ) -> None:
         if self.bars:
             self.bars.stop()
+        while self.signals:
+            signal.signal(self.signals.pop(), signal.default_int_handler)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self.is_interrupted = True
+        raise KeyboardInterrupt
 
     def say(self, text: str) -> None:
         """Print one line that stays."""
@@ -67,7 +85,13 @@ class ProgressReport:
             self.tasks[""] = self.bars.add_task(name, total=num_items, note="")
 
     def update(self, item: str, fraction: float, note: str = "") -> None:
-        """Move one item within the phase; at fraction 1 it is done."""
+        """Move one item within the phase; at fraction 1 it is done.
+
+        Raises:
+            KeyboardInterrupt: there was one before, and it has not ended the run.
+        """
+        if self.is_interrupted:
+            raise KeyboardInterrupt
         if self.fractions.get(item) == 1.0:
             return
         self.fractions[item] = fraction

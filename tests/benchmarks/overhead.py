@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,14 @@ def measure() -> dict[str, Sequence[Mapping[str, Any]]]:
     with ray_session():
         warm_up()
         rows = [
-            row("explorer: chunks through Ray Tune", through_explorer, NUM_SETTINGS, target=0.05),
+            row("two processes, no Ray: what the machine gives", bare, NUM_SETTINGS, repeats=3),
+            row(
+                "explorer: chunks through Ray Tune",
+                through_explorer,
+                NUM_SETTINGS,
+                repeats=3,
+                target=0.05,
+            ),
             row("Ray Tune, a trial per setting, actors reused", one_per_trial(True), NUM_REUSED),
             row("Ray Tune, a trial per setting, defaults", one_per_trial(False), NUM_DEFAULT),
             row("bare actors, one call per setting", through_actors, NUM_SETTINGS),
@@ -146,27 +155,45 @@ def through_actors(num_settings: int) -> float:
     return sum(pool.map_unordered(lambda worker, phi: worker.evaluate.remote(phi), phis))
 
 
+def bare(num_settings: int) -> float:
+    with ProcessPoolExecutor(NUM_WORKERS, multiprocessing.get_context("spawn")) as pool:
+        return sum(pool.map(spin_often, [num_settings // NUM_WORKERS] * NUM_WORKERS))
+
+
+def spin_often(count: int) -> float:
+    return sum(spin() for _ in range(count))
+
+
 def warm_up() -> None:
     through_explorer(4)
 
 
 def row(
-    name: str, run: Callable[[int], float], counts: tuple[int, int], *, target: float | None = None
+    name: str,
+    run: Callable[[int], float],
+    counts: tuple[int, int],
+    *,
+    repeats: int = 1,
+    target: float | None = None,
 ) -> dict[str, Any]:
-    walls, spents = [], []
-    for count in counts:
-        start = time.perf_counter()
-        spents.append(run(count))
-        walls.append(time.perf_counter() - start)
-    wall, spent = np.diff(walls)[0], np.diff(spents)[0]
-    overhead = (wall * NUM_WORKERS - spent) / spent
-    start_s = walls[0] - counts[0] * wall / (counts[1] - counts[0])
+    """The slope between two numbers of settings: the median of so many, and their range."""
+    slopes, starts = [], []
+    for _ in range(repeats):
+        walls, spents = [], []
+        for count in counts:
+            start = time.perf_counter()
+            spents.append(run(count))
+            walls.append(time.perf_counter() - start)
+        wall, spent = np.diff(walls)[0], np.diff(spents)[0]
+        slopes.append((wall * NUM_WORKERS - spent) / spent)
+        starts.append(walls[0] - counts[0] * wall / (counts[1] - counts[0]))
+    overhead = float(np.median(slopes))
     result = {
         "way": name,
         "settings": "-".join(map(str, counts)),
-        "wall_ms_per_setting": round(1000 * wall / (counts[1] - counts[0]), 2),
-        "overhead": round(float(overhead), 4),
-        "start_up_s": round(float(start_s), 2),
+        "overhead": round(overhead, 4),
+        "range": f"{min(slopes):.4f}..{max(slopes):.4f}",
+        "start_up_s": round(float(np.median(starts)), 2),
     }
     return result | ({"target": target, "is_met": bool(overhead <= target)} if target else {})
 
