@@ -15,13 +15,13 @@ import typer
 
 from explorer.exploration import (
     Exploration,
-    default_runs_dir,
     exploration_ids,
     open_exploration,
 )
 from explorer.exploration import resume as resume_exploration
 from explorer.exploration import run as run_spec
 from explorer.extensions import Extensions, find, names_of
+from explorer.places import runs_place
 from explorer.presentation import (
     show_answer,
     show_comparison,
@@ -46,9 +46,12 @@ datasets_app = typer.Typer(help="The data sets that a spec can name.", no_args_i
 app.add_typer(datasets_app, name="datasets")
 
 RunsDir = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
-        "--runs-dir", help="Where explorations live (default: EXPLORER_RUNS_DIR or runs/)."
+        "--runs-dir",
+        metavar="DIR",
+        help="Where explorations live: a folder, or s3://BUCKET/PREFIX (default: "
+        "EXPLORER_RUNS_DIR or runs/).",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
@@ -105,10 +108,10 @@ def resume(exploration_id: Id, runs_dir: RunsDir = None, as_json: Json = False) 
 @app.command("list")
 def list_explorations(runs_dir: RunsDir = None, as_json: Json = False) -> None:
     """List the explorations of a runs directory."""
-    runs = runs_dir or default_runs_dir()
+    runs = runs_place(runs_dir)
     rows = []
     for exploration_id in exploration_ids(runs):
-        exploration = open_exploration(exploration_id, runs)
+        exploration = Exploration(runs / exploration_id)
         try:
             state, spec = exploration.state, exploration.spec
         except InputError as error:
@@ -321,7 +324,7 @@ def ui(
     """Open the MLflow UI on the explorations of a runs directory."""
     from explorer.tracking import tracking_uri
 
-    uri = tracking_uri(runs_dir or default_runs_dir())
+    uri = tracking_uri(runs_place(runs_dir))
     if "://" in uri and uri.startswith("http"):
         typer.echo(f"tracking is on a server: open {uri}")
         return

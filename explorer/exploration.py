@@ -6,7 +6,6 @@ Importing this module, opening an exploration and querying it load neither torch
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -26,12 +25,14 @@ from explorer.measurements import (
     coded_columns_of,
     columns_of,
 )
+from explorer.places import Place, runs_place
 from explorer.points import FIXED_COLUMNS, Point
 from explorer.progress import ProgressReport
 from explorer.queries import Answer, Bound, PointTable
 from explorer.sending import tracked
 from explorer.specs import ExplorationSpec, spec_of
 from explorer.store import (
+    create_folder,
     measurements_store,
     read_json,
     samples_store,
@@ -47,13 +48,7 @@ if TYPE_CHECKING:
     from explorer.exporting import Export
     from trainables.datasets.base import ImageDataset
 
-DEFAULT_RUNS_DIR = "runs"
 MAX_POINT_TABLES = 8  # of a method, split and seeds; the newest are kept for further questions
-
-
-def default_runs_dir() -> Path:
-    """`EXPLORER_RUNS_DIR` where it is set, otherwise `runs/` in the working directory."""
-    return Path(os.environ.get("EXPLORER_RUNS_DIR") or DEFAULT_RUNS_DIR)
 
 
 @dataclass(frozen=True)
@@ -76,7 +71,7 @@ class Exploration:
         InputError: no exploration lies there, or its files are damaged.
     """
 
-    def __init__(self, folder: Path, *, extensions: Extensions | None = None) -> None:
+    def __init__(self, folder: Place, *, extensions: Extensions | None = None) -> None:
         self.folder, self.extensions = folder, extensions or Extensions()
         self.id = folder.name
         self._loaded: _Loaded | None = None
@@ -285,14 +280,16 @@ class Exploration:
         """
         from explorer.reporting import plot_frontier
 
-        return plot_frontier(
-            Path(path),
+        target = Path(path)
+        plot_frontier(
+            target,
             self.table(),
             self.objectives,
             main=self.spec.method,
             split=split,
             title=self.id,
         )
+        return target
 
     def export(self, point: Point, output: str | Path) -> Export:
         """Write the primary network at a point, of the seed that is best on validation."""
@@ -314,7 +311,7 @@ class Exploration:
         }
 
 
-def exploration_ids(runs_dir: Path) -> list[str]:
+def exploration_ids(runs_dir: Place) -> list[str]:
     """Ids of the explorations in a runs directory, oldest first."""
     if not runs_dir.is_dir():
         return []
@@ -322,24 +319,16 @@ def exploration_ids(runs_dir: Path) -> list[str]:
     return [path.name for path in sorted(found, key=_began)]
 
 
-def _began(folder: Path) -> float:
-    spec = folder / "spec.yaml"
-    return spec.stat().st_mtime if spec.exists() else 0.0
-
-
-def _local(runs_dir: str | Path | None) -> Path:
-    """The runs directory as a path on a disk."""
-    if re.match(r"[a-z0-9]+:/", str(runs_dir or os.environ.get("EXPLORER_RUNS_DIR") or "")):
-        raise InputError(
-            f"--runs-dir {runs_dir or os.environ['EXPLORER_RUNS_DIR']}: expected a folder on a "
-            f"disk or a mounted share; object stores hold tables, but not yet whole explorations"
-        )
-    return Path(runs_dir or default_runs_dir())
+def _began(folder: Place) -> float:
+    try:
+        return (folder / "spec.yaml").stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def open_exploration(
     exploration_id: str,
-    runs_dir: str | Path | None = None,
+    runs_dir: str | Place | None = None,
     *,
     extensions: Extensions | None = None,
 ) -> Exploration:
@@ -347,21 +336,22 @@ def open_exploration(
 
     Args:
         exploration_id: as `run` told it.
-        runs_dir: where explorations live.
+        runs_dir: where explorations live, as in `run`.
         extensions: what its spec names beside what is shipped and installed.
 
     Raises:
-        InputError: there is none of that id.
+        InputError: there is none of that id, or no such place.
+        RunError: the object store does not answer.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", exploration_id):
         raise InputError(f"expected an exploration id such as demo-1, got {exploration_id!r}")
-    return Exploration(_local(runs_dir) / exploration_id, extensions=extensions)
+    return Exploration(runs_place(runs_dir) / exploration_id, extensions=extensions)
 
 
 def run(
     spec: ExplorationSpec,
     *,
-    runs_dir: str | Path | None = None,
+    runs_dir: str | Place | None = None,
     new: bool = False,
     extensions: Extensions | None = None,
     progress: ProgressReport | None = None,
@@ -370,7 +360,8 @@ def run(
 
     Args:
         spec: what to do.
-        runs_dir: where explorations live; default `EXPLORER_RUNS_DIR` or `runs/`.
+        runs_dir: where explorations live: a folder, or s3://BUCKET/PREFIX; default
+            `EXPLORER_RUNS_DIR` or `runs/`.
         new: start again although an exploration of the same spec is unfinished.
         extensions: what the spec names beside what is shipped and installed.
         progress: where to show progress; nowhere by default.
@@ -381,7 +372,11 @@ def run(
     """
     from explorer.session import check_spec, code_version, load_data
 
-    runs = _local(runs_dir)
+    runs = runs_place(runs_dir)
+    if spec.tracking and not isinstance(runs, Path):
+        from explorer.tracking import tracking_uri
+
+        tracking_uri(runs)  # raises where it cannot be
     spec = spec.extended(extensions or Extensions())
     objectives = check_spec(spec)
     if not new:
@@ -410,7 +405,7 @@ def run(
 def resume(
     exploration_id: str,
     *,
-    runs_dir: str | Path | None = None,
+    runs_dir: str | Place | None = None,
     extensions: Extensions | None = None,
     progress: ProgressReport | None = None,
 ) -> Exploration:
@@ -447,11 +442,11 @@ def _unchanged_data(exploration: Exploration) -> ImageDataset:
     return dataset
 
 
-def _digest(path: Path) -> str:
+def _digest(path: Place) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _refuse_unfinished(spec: ExplorationSpec, runs: Path) -> None:
+def _refuse_unfinished(spec: ExplorationSpec, runs: Place) -> None:
     for exploration_id in exploration_ids(runs):
         try:
             state = read_json(runs / exploration_id / "state.json")
@@ -464,21 +459,20 @@ def _refuse_unfinished(spec: ExplorationSpec, runs: Path) -> None:
             )
 
 
-def _new_folder(runs: Path, name: str) -> Path:
+def _new_folder(runs: Place, name: str) -> Place:
     """Take the next free id: NAME-1, NAME-2, ..."""
     number = 1
     while True:
         folder = runs / f"{name}-{number}"
         try:
-            runs.mkdir(parents=True, exist_ok=True)
-            folder.mkdir()
+            create_folder(folder)
         except FileExistsError:
             if not runs.is_dir():
                 raise InputError(f"--runs-dir {runs}: expected a folder, found a file") from None
             number += 1
         except OSError as error:
             raise InputError(
-                f"--runs-dir {runs}: cannot be written ({error.strerror}); choose another"
+                f"--runs-dir {runs}: cannot be written ({error.strerror or error}); choose another"
             ) from error
         else:
             return folder

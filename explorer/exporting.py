@@ -19,6 +19,7 @@ from torch import Tensor
 
 from explorer.extensions import Extensions, find
 from explorer.measurements import Columns
+from explorer.places import Place
 from explorer.points import Point
 from explorer.specs import ExplorationSpec
 from explorer.store import read_json
@@ -59,7 +60,7 @@ class Export:
 
 
 def materialize(
-    folder: Path, spec: ExplorationSpec, trial_id: str, conditioning: Mapping[str, Value]
+    folder: Place, spec: ExplorationSpec, trial_id: str, conditioning: Mapping[str, Value]
 ) -> MaterializedNetwork:
     """The primary network of a trial at a conditioning.
 
@@ -78,7 +79,7 @@ def materialize(
 
 
 def export(
-    folder: Path,
+    folder: Place,
     spec: ExplorationSpec,
     columns: Columns,
     objective: Objective,

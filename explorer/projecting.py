@@ -8,13 +8,13 @@ exploration has stopped. While it still moves, the parent's curves say how far i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from explorer.frontiers import Frontier, hypervolume
 from explorer.measurements import Columns, columns_of
+from explorer.places import Place
 from explorer.queries import Floats, PointTable
 from explorer.specs import ExplorationSpec, load_spec
 from explorer.store import measurements_store, read_json
@@ -24,8 +24,8 @@ from search_spaces.problem import Objective
 _NUM_STEPS = 100  # of the parent's curves, over the planned settings of its own method
 
 
-def record_of(folder: Path) -> ExplorationRecord:
-    """All that MLflow shall show of the exploration in a folder as it is now.
+def record_of(folder: Place) -> ExplorationRecord:
+    """All that MLflow shall show of the exploration in a folder as it is now, but its files.
 
     Raises:
         InputError: its files are damaged.
@@ -49,7 +49,6 @@ def record_of(folder: Path) -> ExplorationRecord:
         trainings=_trainings(folder, objectives[0]),
         points=_points(folder.name, columns, spec, objectives) if is_front_known else None,
         table=columns if has_stopped else None,
-        files=_files(folder) if has_stopped else (),
     )
 
 
@@ -134,7 +133,7 @@ def _losses_in_order(
     return losses[order], table.costs["position"][order]
 
 
-def _trainings(folder: Path, quality: Objective) -> list[TrackedTraining]:
+def _trainings(folder: Place, quality: Objective) -> list[TrackedTraining]:
     """Trials that ended well; `val` of their histories is the first objective."""
     trainings = []
     for path in sorted(folder.glob("trials/*/trial.json")):
@@ -154,6 +153,7 @@ def _trainings(folder: Path, quality: Objective) -> list[TrackedTraining]:
     return trainings
 
 
-def _files(folder: Path) -> list[Path]:
+def files_of(folder: Place) -> list[Place]:
+    """The figures and the page, as far as they were drawn."""
     page = folder / "frontier.html"
     return [*sorted(folder.glob("figures/*.png")), *([page] if page.is_file() else [])]

@@ -19,6 +19,7 @@ from explorer.figures import (
     write_html,
 )
 from explorer.measurements import Columns
+from explorer.places import Place, written_locally
 from explorer.queries import PointTable
 from explorer.training import TrialRecord
 from search_spaces.errors import InputError, RunError, unknown_name
@@ -26,14 +27,14 @@ from search_spaces.problem import Objective
 
 
 def plot_frontier(
-    path: Path,
+    path: Place,
     columns: Columns,
     objectives: Sequence[Objective],
     *,
     main: str,
     split: str,
     title: str,
-) -> Path:
+) -> None:
     """Draw the fronts of all methods on a split into a .html or .png file.
 
     Raises:
@@ -55,8 +56,8 @@ def plot_frontier(
             main=main,
             title=f"{title}: {quality} against {cost}",
         )
-        with _writing(path):
-            write_html(page, path)
+        with _writing(path) as local:
+            write_html(page, local)
     elif path.suffix == ".png":
         statistics = front_statistics(columns, method_tables(columns), objectives)
         figure = metric_against_cost(
@@ -67,37 +68,38 @@ def plot_frontier(
             main=main,
             attainment=_attainment(statistics, split),
         )
-        with _writing(path):
-            save_png(figure, path)
+        with _writing(path) as local:
+            save_png(figure, local)
     else:
         raise InputError(f"--plot {path}: expected a file name ending in .html or .png")
-    return path
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def _writing(path: Place) -> Iterator[Path]:
     try:
-        yield
+        with written_locally(path) as local:
+            yield local
     except OSError as error:
         raise RunError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def draw(
-    folder: Path,
+    folder: Place,
     columns: Columns,
     objectives: Sequence[Objective],
     *,
     main: str,
     records: Mapping[str, TrialRecord],
-) -> list[Path]:
+) -> list[Place]:
     """Draw every figure of an exploration into its folder; return their paths.
 
     Raises:
         RunError: a file cannot be written.
     """
     figures_dir = folder / "figures"
-    with _writing(figures_dir):
-        figures_dir.mkdir(exist_ok=True)
+    if isinstance(figures_dir, Path):
+        with _writing(figures_dir):
+            figures_dir.mkdir(exist_ok=True)
     quality, cost = objectives[0].name, objectives[-1].name
     figures = {}
     statistics = front_statistics(columns, method_tables(columns), objectives)
@@ -126,11 +128,11 @@ def draw(
         metric=quality,
         main=main,
     )
-    paths = []
+    paths: list[Place] = []
     for name, figure in figures.items():
         paths.append(figures_dir / f"{name.replace('/', '-')}.png")
-        with _writing(paths[-1]):
-            save_png(figure, paths[-1])
+        with _writing(paths[-1]) as local:
+            save_png(figure, local)
     page = folder / "frontier.html"
     plot_frontier(page, columns, objectives, main=main, split="val", title=folder.name)
     return [*paths, page]

@@ -23,6 +23,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+from explorer.places import Place, fetched, mark_of, place_of
 from explorer.progress import ProgressReport
 from explorer.specs import ExplorationSpec
 from explorer.store import measurements_store, read_json, set_state
@@ -38,7 +39,7 @@ _STOPPED_LIMIT_S = 5.0
 
 
 @contextmanager
-def tracked(folder: Path, spec: ExplorationSpec, progress: ProgressReport) -> Iterator[None]:
+def tracked(folder: Place, spec: ExplorationSpec, progress: ProgressReport) -> Iterator[None]:
     """Show the exploration in MLflow while the body carries it out; the caller holds its lock.
 
     What was not delivered when the body ends is sent then: of a finished exploration for at most a
@@ -74,7 +75,7 @@ class Sender:
         every_s: seconds between two looks at the folder, at least.
     """
 
-    def __init__(self, folder: Path, *, every_s: float = EVERY_S) -> None:
+    def __init__(self, folder: Place, *, every_s: float = EVERY_S) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
         root = str(Path(__file__).parents[1])
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
@@ -117,44 +118,49 @@ class Sender:
         return pending
 
 
-def send(folder: Path) -> str | None:
+def send(folder: Place) -> str | None:
     """Make MLflow show the exploration in a folder; None, or in one line why it is pending."""
-    from explorer.projecting import record_of
+    from explorer.projecting import files_of, record_of
     from explorer.tracking import Tracker, tracking_uri
 
-    parquet = folder / "measurements.parquet"  # for as long as it is sent
-    try:
-        record = record_of(folder)
-        if record.table is not None:
-            measurements_store(folder).copy_to(parquet)
-            record = replace(record, files=[*record.files, parquet])
-        uri, artifacts_dir = tracking_uri(folder.parent), folder.parent / "mlartifacts"
-        Tracker(uri, experiment=EXPERIMENT, artifacts_dir=artifacts_dir).project(record)
-    except UserError as error:
-        return str(error)
-    finally:
-        parquet.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(prefix="sending_") as scratch_dir:
+        scratch = Path(scratch_dir)
+        # for as long as it is sent; on the disk of the others, if they are on one
+        parquet = (folder if isinstance(folder, Path) else scratch) / "measurements.parquet"
+        try:
+            uri, artifacts_dir = tracking_uri(folder.parent), folder.parent / "mlartifacts"
+            record = record_of(folder)
+            if record.table is not None:
+                measurements_store(folder).copy_to(parquet)
+                files = [fetched(file, scratch) for file in files_of(folder)]
+                record = replace(record, files=[*files, parquet])
+            Tracker(uri, experiment=EXPERIMENT, artifacts_dir=artifacts_dir).project(record)
+        except UserError as error:
+            return str(error)
+        finally:
+            parquet.unlink(missing_ok=True)
     return None
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Send what changes in a folder until told to finish; then once more, and say how it went."""
-    folder, every_s = arguments or sys.argv[1:]
+    name, every_s = arguments or sys.argv[1:]
+    folder = place_of(name)
     finish = threading.Event()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_listen, args=(finish,), daemon=True).start()
     sent: object = None
     while not finish.is_set():
-        began, now = time.monotonic(), _stamp(Path(folder))
-        if now != sent and send(Path(folder)) is None:
+        began, now = time.monotonic(), _stamp(folder)
+        if now != sent and send(folder) is None:
             sent = now
         finish.wait(max(float(every_s), _REST * (time.monotonic() - began)))
-    reason = None if _stamp(Path(folder)) == sent else send(Path(folder))
+    reason = None if _stamp(folder) == sent else send(folder)
     for pause_s in _RETRY_AFTER_S:
         if reason is None:
             break
         time.sleep(pause_s)
-        reason = send(Path(folder))
+        reason = send(folder)
     sys.stdout.write(json.dumps({"pending": reason}))
 
 
@@ -165,11 +171,11 @@ def _listen(finish: threading.Event) -> None:
     os._exit(0)
 
 
-def _stamp(folder: Path) -> list[int]:
+def _stamp(folder: Place) -> list[object]:
     """Changes whenever there is something new to show."""
     files = [folder / "state.json", folder / "measurements" / "manifest.json"]
     files += sorted(folder.glob("trials/*/trial.json"))
-    return [path.stat().st_mtime_ns for path in files if path.exists()]
+    return [mark_of(path) for path in files if path.exists()]
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ from explorer.measurements import (
     setting_id,
     values_by_row,
 )
+from explorer.places import Place, written_locally
 from explorer.progress import ProgressReport
 from explorer.queries import Bound, PointTable
 from explorer.racing import Race, Values
@@ -248,7 +249,7 @@ class Session:
 
     def __init__(
         self,
-        folder: Path,
+        folder: Place,
         spec: ExplorationSpec,
         objectives: tuple[Objective, ...],
         dataset: ImageDataset,
@@ -277,9 +278,10 @@ class Session:
             with self._timed("training"):
                 records = train_all(self.spec, self.splits, self.folder / "trials", self.progress)
                 self.records = {record.trial.trial_id: record for record in records}
-            explored = self._validation_units()
-            with self._timed("exploring"):
-                self._explore("val", explored)
+            with written_locally(self.folder / "study.journal") as journal_path:
+                explored = self._validation_units(journal_path)
+                with self._timed("exploring"):
+                    self._explore("val", explored)
             with self._timed("testing"):
                 self._explore("test", self._test_units(explored))
         with self._timed("reporting"):
@@ -373,7 +375,7 @@ class Session:
             groups.setdefault("-".join([record.trial.method, *settled]), []).append(record)
         return groups
 
-    def _validation_units(self) -> list[Unit]:
+    def _validation_units(self, journal_path: Path) -> list[Unit]:
         units = []
         for name, records in self._groups().items():
             trial = records[0].trial
@@ -381,7 +383,8 @@ class Session:
             if trial.settled:
                 units.append(Unit(name, "val", trial_ids, ListSampler([trial.settled])))
             else:
-                sampler = self._sampler(trial.method)
+                journal = journal_path if trial.method == self.spec.method else None
+                sampler = sampler_of(self.spec, trial.method, self.objectives, journal)
                 units.append(Unit(name, "val", trial_ids, sampler, race=self._race(trial.method)))
         return units
 
@@ -415,10 +418,6 @@ class Session:
             ]
             units.append(Unit(unit.name, "test", unit.trial_ids, ListSampler(settings)))
         return units
-
-    def _sampler(self, method: str) -> Sampler:
-        journal_path = self.folder / "study.journal" if method == self.spec.method else None
-        return sampler_of(self.spec, method, self.objectives, journal_path)
 
     def _frozen_models(self, split: str) -> FrozenModels:
         trials = {trial_id: record.trial for trial_id, record in self.records.items()}

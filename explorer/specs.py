@@ -26,6 +26,7 @@ from pydantic import (
 )
 
 from explorer.extensions import Extensions
+from explorer.places import Place
 from explorer.quantities import parse_quantity
 from search_spaces.errors import InputError
 
@@ -248,7 +249,7 @@ def preset_names() -> list[str]:
     )
 
 
-def load_spec(source: str | Path, overrides: Sequence[str] = ()) -> ExplorationSpec:
+def load_spec(source: str | Place, overrides: Sequence[str] = ()) -> ExplorationSpec:
     """Read a shipped preset or a YAML file.
 
     Args:
@@ -262,7 +263,7 @@ def load_spec(source: str | Path, overrides: Sequence[str] = ()) -> ExplorationS
     if name in preset_names():
         text = (resources.files("explorer") / "presets" / f"{name}.yaml").read_text()
     else:
-        text = _read_file(Path(source), name)
+        text = _read_file(Path(source) if isinstance(source, str) else source, name)
     data = _parse(text, name)
     for override in overrides:
         _apply(data, override)
@@ -277,7 +278,7 @@ def spec_of(data: Mapping[str, Any], place: str) -> ExplorationSpec:
         raise InputError(f"{place}: {_message(error)}") from None
 
 
-def _read_file(path: Path, name: str) -> str:
+def _read_file(path: Place, name: str) -> str:
     if not path.is_file():
         known = ", ".join(preset_names())
         raise InputError(f"{name}: no such preset or file; presets: {known}")

@@ -1,8 +1,9 @@
 """Tables on disk or in an object store: append, manifest, load; small files and the writer's lock.
 
-A store is a directory (a local path or an s3:// URI) of Parquet parts behind `manifest.json`. Only
-parts that the manifest names exist for a reader, and it is replaced atomically, so that a writer
-killed at any point leaves the table that was last published. One process writes (`write_lock`).
+A store is a folder, on a disk or in an object store (`explorer.places`), of Parquet parts behind
+`manifest.json`. Only parts that the manifest names exist for a reader, and it is replaced
+atomically, so that a writer killed at any point leaves the table that was last published. One
+process writes (`write_lock`).
 """
 
 from __future__ import annotations
@@ -27,7 +28,14 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
+from pyarrow.fs import (
+    FileSelector,
+    FileSystem,
+    FileType,
+    FSSpecHandler,
+    LocalFileSystem,
+    PyFileSystem,
+)
 
 from explorer.measurements import (
     FIXED_FIELDS,
@@ -37,6 +45,7 @@ from explorer.measurements import (
     SCHEMA_VERSION,
     join_tables,
 )
+from explorer.places import Place, place_of
 from search_spaces.errors import InputError, RunError, unknown_name
 
 _MANIFEST = "manifest.json"
@@ -59,21 +68,21 @@ class TableStore:
     """An append-only table; every row's key is the caller's to keep unique (see `keys`).
 
     Args:
-        path: directory, a local path or an s3:// URI; created by the first append.
+        path: folder, also as text; created by the first append.
         fields: columns that every appended table has.
         key: columns that identify a row.
     """
 
     def __init__(
-        self, path: str | Path, *, fields: pa.Schema = FIXED_FIELDS, key: Sequence[str] = KEY
+        self, path: str | Place, *, fields: pa.Schema = FIXED_FIELDS, key: Sequence[str] = KEY
     ) -> None:
-        self.path = str(path).rstrip("/")
+        self.path = place_of(path)
         self.fields = fields
         self.key = tuple(key)
-        self._filesystem, self._root = _locate(self.path)
+        self._filesystem, self._root = filesystem_of(self.path)
 
     def __repr__(self) -> str:
-        return f"TableStore({self.path!r})"
+        return f"TableStore({str(self.path)!r})"
 
     def append(self, table: pa.Table, *, part: str | None = None) -> None:
         """Write a table as one part and publish it; nothing happens if `part` is published already.
@@ -109,8 +118,7 @@ class TableStore:
     def version(self) -> str:
         """A name for what is published now: equal versions mean equal tables."""
         try:
-            with self._filesystem.open_input_file(f"{self._root}/{_MANIFEST}") as stream:
-                return hashlib.sha256(stream.read()).hexdigest()
+            return hashlib.sha256(_read(self.path / _MANIFEST)).hexdigest()
         except OSError:
             return ""  # `load` says what is wrong
 
@@ -188,18 +196,20 @@ class TableStore:
             self._publish(kept)
         return sum(part.rows for part in parts) - sum(part.rows for part in kept)
 
-    def _files(self) -> set[str]:
+    def _files(self) -> dict[str, int]:
+        """Sizes by name, from one listing: an object store is asked once, not for each part."""
         selector = FileSelector(self._root, allow_not_found=True)
-        return {info.base_name for info in self._filesystem.get_file_info(selector)}
+        infos = self._filesystem.get_file_info(selector)
+        return {info.base_name: info.size for info in infos if info.type == FileType.File}
 
     def _parts(self) -> list[_Part]:
-        place = f"{self.path}/{_MANIFEST}"
+        place = self.path / _MANIFEST
         remedy = (
             f"restore it from a backup, or delete {self.path} and run "
             f"`explorer resume {_exploration_id(place)}`, which measures everything again"
         )
         try:
-            manifest = _read_json(self._filesystem, f"{self._root}/{_MANIFEST}", place, remedy)
+            manifest = _read_json(place, remedy)
         except FileNotFoundError as error:
             if any(file.endswith(".parquet") for file in self._files()):
                 raise InputError(
@@ -226,17 +236,14 @@ class TableStore:
             "key": list(self.key),
             "parts": [asdict(part) for part in parts],
         }
-        self._write(_MANIFEST, _encode_json(manifest))
+        write_bytes(self.path / _MANIFEST, _encode_json(manifest))
 
     def _write_part(self, file: str, table: pa.Table, names: list[str]) -> _Part:
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
         data = sink.getvalue()
-        self._write(file, data)
+        write_bytes(self.path / file, data)
         return _Part(file, table.num_rows, data.size, hashlib.sha256(data).hexdigest(), names)
-
-    def _write(self, file: str, data: bytes | pa.Buffer) -> None:
-        _write_file(self._filesystem, f"{self._root}/{file}", f"{self.path}/{file}", data)
 
     def _read(
         self,
@@ -246,12 +253,12 @@ class TableStore:
         without: Collection[str] = (),
         verify: bool,
     ) -> pa.Table:
-        infos = self._filesystem.get_file_info([f"{self._root}/{part.file}" for part in parts])
-        for part, info in zip(parts, infos, strict=True):
-            if info.type != FileType.File:
+        sizes = self._files() if parts else {}
+        for part in parts:
+            if part.file not in sizes:
                 raise self._damaged(part, "no file")
-            if info.size != part.bytes:
-                raise self._damaged(part, f"{info.size} bytes")
+            if sizes[part.file] != part.bytes:
+                raise self._damaged(part, f"{sizes[part.file]} bytes")
 
         def is_wanted(name: str) -> bool:
             return name not in without if columns is None else name in columns
@@ -270,7 +277,7 @@ class TableStore:
 
     def _read_part(self, part: _Part, is_wanted: Callable[[str], bool], verify: bool) -> pa.Table:
         try:
-            with self._filesystem.open_input_file(f"{self._root}/{part.file}") as source:
+            with self._open(part) as source:
                 if verify and hashlib.sha256(source.read()).hexdigest() != part.sha256:
                     raise self._damaged(part, "other content")
                 file = pq.ParquetFile(source)
@@ -284,8 +291,13 @@ class TableStore:
             raise self._damaged(part, f"{num_rows} rows")
         return table
 
+    def _open(self, part: _Part) -> pa.NativeFile:
+        if isinstance(self.path, Path):
+            return self._filesystem.open_input_file(f"{self._root}/{part.file}")
+        return pa.BufferReader(_read(self.path / part.file))  # one request instead of several
+
     def _damaged(self, part: _Part, found: str) -> InputError:
-        place = f"{self.path}/{part.file}"
+        place = self.path / part.file
         return InputError(
             f"{place}: expected {part.bytes} bytes with {part.rows} rows, got {found}; restore it "
             f"from a backup, or delete it and run `explorer resume {_exploration_id(place)}`, "
@@ -293,17 +305,17 @@ class TableStore:
         )
 
 
-def measurements_store(folder: Path) -> TableStore:
+def measurements_store(folder: Place) -> TableStore:
     """The measurements of the exploration in a folder."""
-    return TableStore(str(folder / "measurements"))
+    return TableStore(folder / "measurements")
 
 
-def samples_store(folder: Path) -> TableStore:
+def samples_store(folder: Place) -> TableStore:
     """The values of every test image of the exploration in a folder."""
-    return TableStore(str(folder / "samples"), fields=SAMPLE_FIELDS, key=SAMPLE_KEY)
+    return TableStore(folder / "samples", fields=SAMPLE_FIELDS, key=SAMPLE_KEY)
 
 
-def set_state(folder: Path, **changes: Any) -> None:
+def set_state(folder: Place, **changes: Any) -> None:
     """Change keys of an exploration's state; a new status makes a former error forgotten."""
     state = read_json(folder / "state.json")
     if "status" in changes:
@@ -311,72 +323,104 @@ def set_state(folder: Path, **changes: Any) -> None:
     write_json(folder / "state.json", state | changes)
 
 
-def write_json(path: str | Path, value: object) -> None:
-    """Write a small JSON file atomically, its directory with it; a local path or an s3:// URI.
+def write_json(path: Place, value: object) -> None:
+    """Write a small JSON file; as `write_bytes`.
 
     Raises:
         ValueError: NaN or infinity, which JSON does not have.
         RunError: disk full, or not writable; a file that was there stays as it was.
     """
-    filesystem, target = _locate(str(path))
-    _write_file(filesystem, target, str(path), _encode_json(value))
+    write_bytes(path, _encode_json(value))
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Write a small text file in UTF-8 atomically; as `write_json`."""
-    filesystem, target = _locate(str(path))
-    _write_file(filesystem, target, str(path), text.encode())
+def write_text(path: Place, text: str) -> None:
+    """Write a small text file in UTF-8; as `write_bytes`."""
+    write_bytes(path, text.encode())
 
 
-def read_json(path: str | Path) -> Any:
+def write_bytes(path: Place, data: bytes | pa.Buffer) -> None:
+    """Write a whole file or none, its directory with it: a rename on a disk, one PUT in a store.
+
+    Raises:
+        RunError: disk full, or not writable; a file that was there stays as it was.
+    """
+    try:
+        if isinstance(path, Path):
+            _replace_file(path.absolute(), data)
+        else:
+            path.fs.pipe_file(path.path, bytes(data))
+    except OSError as error:
+        raise _write_error(str(path), error) from error
+
+
+def create_folder(folder: Place) -> None:
+    """Take a folder that nobody has; of two processes that try at once, one gets it.
+
+    Raises:
+        FileExistsError: it is taken.
+        OSError: not writable.
+    """
+    if isinstance(folder, Path):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir()
+        return
+    if folder.exists():
+        raise FileExistsError(str(folder))
+    folder.fs.pipe_file((folder / "lock").path, _holder().encode(), mode="create")
+
+
+def read_json(path: Place) -> Any:
     """Return what a JSON file holds.
 
     Raises:
         InputError: the file is missing, unreadable or damaged.
     """
-    filesystem, source = _locate(str(path))
     remedy = "restore it from a backup"
     try:
-        return _read_json(filesystem, source, str(path), remedy)
+        return _read_json(path, remedy)
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing: expected a JSON file; {remedy}") from error
 
 
 @contextmanager
-def write_lock(path: str | Path) -> Iterator[None]:
+def write_lock(path: Place) -> Iterator[None]:
     """Hold the lock that makes this process the one writer of an exploration, RUNS/ID/lock.
 
-    The kernel releases it when the process dies. Object stores have no locks: for an s3:// URI the
-    lock lies in the machine's temporary directory and only keeps out writers on the same machine.
+    The kernel releases it when the process dies. Object stores have no locks: there the lock lies
+    in the machine's temporary directory and only keeps out writers on the same machine.
 
     Raises:
         InputError: another process, which the message names, holds it.
         RunError: the lock file cannot be written.
     """
-    filesystem, target = _locate(str(path))
-    if not isinstance(filesystem, LocalFileSystem):
+    if isinstance(path, Path):
+        target = path
+    else:
         digest = hashlib.sha256(str(path).encode()).hexdigest()[:12]
-        target = f"{tempfile.gettempdir()}/explorer-{os.getuid()}-{digest}.lock"
+        target = Path(tempfile.gettempdir()) / f"explorer-{os.getuid()}-{digest}.lock"
     try:
-        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     except OSError as error:
         raise _write_error(str(path), error) from error
     try:
-        _take_lock(descriptor, str(path))
+        _take_lock(descriptor, path)
         yield
     finally:
         os.close(descriptor)
 
 
-def _take_lock(descriptor: int, path: str) -> None:
+def _holder() -> str:
     since = datetime.now(UTC).isoformat(timespec="seconds")
-    holder = f"process {os.getpid()} on host {socket.gethostname()} since {since}\n"
+    return f"process {os.getpid()} on host {socket.gethostname()} since {since}\n"
+
+
+def _take_lock(descriptor: int, path: Place) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # The file is never removed: a lock on a removed file would keep nobody out.
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, holder.encode(), 0)
+        os.pwrite(descriptor, _holder().encode(), 0)
     except BlockingIOError as error:
         other = os.pread(descriptor, 1000, 0).decode(errors="replace").strip()
         raise InputError(
@@ -384,32 +428,37 @@ def _take_lock(descriptor: int, path: str) -> None:
             f"{other or 'another process'}; wait for it or stop it"
         ) from error
     except OSError as error:
-        raise _write_error(path, error) from error
+        raise _write_error(str(path), error) from error
 
 
-def _exploration_id(path: str) -> str:
+def _exploration_id(path: Place) -> str:
     """ID of RUNS/ID/lock or RUNS/ID/measurements/FILE."""
-    parent = Path(path).parent
-    return (parent.parent if parent.name in ("measurements", "samples") else parent).absolute().name
+    parent = path.absolute().parent
+    return (parent.parent if parent.name in ("measurements", "samples") else parent).name
 
 
-def _locate(path: str) -> tuple[FileSystem, str]:
-    if "://" not in path:
-        return LocalFileSystem(), str(Path(path).absolute())
-    try:
-        return FileSystem.from_uri(path)  # type: ignore[no-any-return]
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path}: expected a local path or an s3:// URI, got {error}") from error
+def filesystem_of(place: Place) -> tuple[FileSystem, str]:
+    """The file system of a place, for pyarrow and Ray, and the place's path there."""
+    if isinstance(place, Path):
+        return LocalFileSystem(), str(place.absolute())
+    return PyFileSystem(FSSpecHandler(place.fs)), place.path
 
 
 def _encode_json(value: object) -> bytes:
     return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
 
 
-def _read_json(filesystem: FileSystem, source: str, place: str, remedy: str) -> Any:
+def _read(path: Place) -> bytes:
+    if isinstance(path, Path):
+        return path.read_bytes()
+    # one request: between two the file could be replaced
+    data: bytes = path.fs.cat_file(path.path, max_concurrency=1)
+    return data
+
+
+def _read_json(place: Place, remedy: str) -> Any:
     try:
-        with filesystem.open_input_file(source) as stream:
-            return json.loads(stream.read())
+        return json.loads(_read(place))
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -417,18 +466,6 @@ def _read_json(filesystem: FileSystem, source: str, place: str, remedy: str) -> 
         raise InputError(f"{place} cannot be read ({problem}); make it readable") from error
     except ValueError as error:
         raise InputError(f"{place} is damaged: expected JSON, got {error}; {remedy}") from error
-
-
-def _write_file(filesystem: FileSystem, target: str, place: str, data: bytes | pa.Buffer) -> None:
-    """Write a whole file or none: a rename on a local disk, one PUT in an object store."""
-    try:
-        if isinstance(filesystem, LocalFileSystem):
-            _replace_file(Path(target), data)
-        else:
-            with filesystem.open_output_stream(target) as stream:
-                stream.write(data)
-    except OSError as error:
-        raise _write_error(place, error) from error
 
 
 def _replace_file(target: Path, data: bytes | pa.Buffer) -> None:

@@ -52,6 +52,7 @@ from mlflow.tracking import MlflowClient
 from numpy.typing import NDArray
 from sqlalchemy.exc import SQLAlchemyError
 
+from explorer.places import Place
 from search_spaces.errors import InputError, RunError
 
 Status = Literal["running", "finished", "failed", "interrupted"]
@@ -140,7 +141,7 @@ class ExplorationRecord:
     files: Sequence[Path] = ()
 
 
-def tracking_uri(runs_dir: str | Path) -> str:
+def tracking_uri(runs_dir: Place) -> str:
     """`MLFLOW_TRACKING_URI` where it is set, otherwise the SQLite file of the runs directory.
 
     Raises:
@@ -149,11 +150,12 @@ def tracking_uri(runs_dir: str | Path) -> str:
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if uri:
         return uri
-    if "://" in str(runs_dir):
+    if not isinstance(runs_dir, Path):
         raise InputError(
-            f"tracking: SQLite cannot live in {runs_dir}; set MLFLOW_TRACKING_URI to a server"
+            f"tracking: MLflow's SQLite file cannot lie in {runs_dir}; set MLFLOW_TRACKING_URI to "
+            f"a server, or run with --set tracking=false"
         )
-    return f"sqlite:///{Path(runs_dir).resolve() / 'mlflow.db'}"
+    return f"sqlite:///{runs_dir.resolve() / 'mlflow.db'}"
 
 
 class Tracker:
@@ -166,7 +168,7 @@ class Tracker:
             has them beside it in `mlartifacts/`, a server in its own place.
     """
 
-    def __init__(self, uri: str, *, experiment: str, artifacts_dir: Path | None = None) -> None:
+    def __init__(self, uri: str, *, experiment: str, artifacts_dir: Place | None = None) -> None:
         self.uri = uri
         self.experiment = experiment
         self.artifacts_dir = artifacts_dir
@@ -388,7 +390,7 @@ def _without_login(uri: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if parts.netloc else uri
 
 
-def _artifact_uri(uri: str, artifacts_dir: Path | None) -> str | None:
+def _artifact_uri(uri: str, artifacts_dir: Place | None) -> str | None:
     if uri.startswith("sqlite:///"):
         database = Path(uri.removeprefix("sqlite:///").partition("?")[0])
         artifacts_dir = database.parent / "mlartifacts"

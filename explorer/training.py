@@ -11,8 +11,9 @@ import signal
 import socket
 import tempfile
 import threading
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,14 @@ import ray.train.torch
 import torch
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
-from safetensors.torch import save_file
+from safetensors.torch import load, save
 from torch import nn
 
 from explorer.extensions import find
+from explorer.places import Place, fetched, place_of, written_locally
 from explorer.progress import ProgressReport
 from explorer.specs import BaselineSpec, ExplorationSpec
-from explorer.store import read_json, write_json
+from explorer.store import filesystem_of, read_json, write_bytes, write_json
 from search_spaces.errors import InputError, RunError, UserError
 from search_spaces.rescaling import rescaling_space
 from search_spaces.space import Config
@@ -40,8 +42,9 @@ from trainables.datasets.sources import DATASETS
 from trainables.methods import TRAINABLES, Method
 from trainables.networks.architectures import NETWORKS
 from trainables.scale_space import SegmentationModel
-from trainables.train_loop import PlainContext, TrainResult, read_tensors, train
+from trainables.train_loop import PlainContext, TrainResult, kept_checkpoint, train
 
+CHECKPOINT_FILE = "checkpoint.zip"  # of a trial in an object store
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -197,7 +200,7 @@ def trials_of(
 def train_all(
     spec: ExplorationSpec,
     data: Mapping[str, Arrays],
-    folder: Path,
+    folder: Place,
     progress: ProgressReport,
 ) -> list[TrialRecord]:
     """Train every trial of the spec that `folder` does not hold yet, and choose learning rates.
@@ -261,7 +264,7 @@ def _train_trials(
     spec: ExplorationSpec,
     trials: Sequence[Trial],
     data: Mapping[str, Arrays],
-    folder: Path,
+    folder: Place,
     progress: ProgressReport,
 ) -> list[TrialRecord]:
     todo = [trial for trial in trials if not _is_trained(folder / trial.trial_id)]
@@ -276,11 +279,11 @@ def _train_trials(
     return [read_record(folder / trial.trial_id) for trial in trials]
 
 
-def _is_trained(folder: Path) -> bool:
+def _is_trained(folder: Place) -> bool:
     return (folder / "trial.json").exists() and read_record(folder).status == "ok"
 
 
-def read_record(folder: Path) -> TrialRecord:
+def read_record(folder: Place) -> TrialRecord:
     """The record of a finished trial.
 
     Raises:
@@ -296,28 +299,30 @@ def read_record(folder: Path) -> TrialRecord:
         ) from error
 
 
-def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+def read_weights(folder: Place) -> dict[str, torch.Tensor]:
     """The chosen weights of a finished trial.
 
     Raises:
         InputError: missing, damaged, or not those that the trial ended with.
     """
     path = folder / "checkpoint" / "best.safetensors"
-    digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
+    data = path.read_bytes() if path.is_file() else None
+    digest = "no file" if data is None else hashlib.sha256(data).hexdigest()
     expected = read_record(folder).weights_digest
-    if digest != expected:
+    if data is None or digest != expected:
         raise InputError(
             f"{path}: expected weights with sha256 {expected[:12]}, got {digest[:12]}; restore "
             f"them, or remove {folder} and resume to train the trial again"
         )
-    return read_tensors(path)
+    tensors: dict[str, torch.Tensor] = load(data)
+    return tensors
 
 
 def _tune_trials(
     spec: ExplorationSpec,
     trials: Sequence[Trial],
     data: Mapping[str, Arrays],
-    folder: Path,
+    folder: Place,
     progress: ProgressReport,
 ) -> None:
     distributed = spec.train.num_workers > 0
@@ -384,11 +389,10 @@ def require_resources(spec: ExplorationSpec) -> None:
             )
 
 
-def _record_failure(trial: Trial, folder: Path, error: Exception) -> None:
+def _record_failure(trial: Trial, folder: Place, error: Exception) -> None:
     cause = root_cause(error)
     kind = "" if isinstance(cause, UserError) else f"{type(cause).__name__}: "
     record = TrialRecord(trial, "failed", " ".join(f"{kind}{cause}".split()))
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "trial.json", asdict(record))
 
 
@@ -440,6 +444,33 @@ class TuneContext(PlainContext):
         tune.report(metrics)
 
 
+class StoredTuneContext(TuneContext):
+    """A Ray Tune trial whose folder is in an object store: its checkpoints are copied there.
+
+    Each as one object, which is there as a whole or not at all.
+
+    Args:
+        folder: of the trial.
+        scratch_dir: a local folder, the caller's to remove.
+        device: torch device string.
+    """
+
+    def __init__(self, folder: Place, scratch_dir: Path, *, device: str) -> None:
+        super().__init__(scratch_dir, device=device)
+        self.stored = folder / CHECKPOINT_FILE
+        if self.stored.exists():
+            with zipfile.ZipFile(fetched(self.stored, scratch_dir)) as archive:
+                archive.extractall(scratch_dir / "checkpoint")
+
+    def report(self, metrics: dict[str, Any], checkpoint_dir: Path | None) -> None:
+        super().report(metrics, checkpoint_dir)
+        kept = kept_checkpoint(self.folder)
+        if checkpoint_dir is not None and kept is not None:
+            with written_locally(self.stored) as path, zipfile.ZipFile(path, "w") as archive:
+                for file in sorted(kept.iterdir()):
+                    archive.write(file, file.name)
+
+
 class WorkerContext:
     """One of the workers of a Ray Train run; `scratch_dir` is the caller's to remove."""
 
@@ -472,13 +503,13 @@ def _tune_trial(
 ) -> None:
     """Train one trial inside a Ray Tune trial; leaves `trial.json` and its weights."""
     trial = Trial(**config["trial"])
-    folder = Path(config["folder"]) / trial.trial_id
+    folder = place_of(config["folder"]) / trial.trial_id
     if spec.train.num_workers == 0:
-        result = train_trial(
-            spec, trial, ray.get(data[0]), TuneContext(folder, device=_device(spec))
-        )
+        with _tune_context(folder, _device(spec)) as context:
+            result = train_trial(spec, trial, ray.get(data[0]), context)
         keep_record(trial, result, folder)
         return
+    storage_filesystem, storage_path = filesystem_of(folder / "ray_train")
     digest = hashlib.sha256(f"{spec.digest}{trial}".encode()).hexdigest()[:12]
     trainer = ray.train.torch.TorchTrainer(
         _train_worker,
@@ -492,7 +523,8 @@ def _tune_trial(
         run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # ray annotates its old one
             # a run's name is what it resumes by: one name per content
             name=f"{trial.trial_id}-{digest}",
-            storage_path=str(folder / "ray_train"),
+            storage_path=storage_path,
+            storage_filesystem=storage_filesystem,
             failure_config=ray.train.FailureConfig(max_failures=2),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
             callbacks=[TuneReportCallback()],  # type: ignore[list-item, no-untyped-call]  # ray's
@@ -500,7 +532,8 @@ def _tune_trial(
         ),
     )
     trainer.fit()
-    shutil.rmtree(folder / "ray_train", ignore_errors=True)
+    with suppress(OSError):
+        storage_filesystem.delete_dir(storage_path)
 
 
 def _train_worker(config: dict[str, Any]) -> None:
@@ -511,7 +544,16 @@ def _train_worker(config: dict[str, Any]) -> None:
         context = WorkerContext(Path(scratch_dir))
         result = train_trial(spec, trial, ray.get(config["data"][0]), context)
     if context.rank == 0:
-        keep_record(trial, result, Path(config["folder"]) / trial.trial_id)
+        keep_record(trial, result, place_of(config["folder"]) / trial.trial_id)
+
+
+@contextmanager
+def _tune_context(folder: Place, device: str) -> Iterator[TuneContext]:
+    if isinstance(folder, Path):
+        yield TuneContext(folder, device=device)
+        return
+    with tempfile.TemporaryDirectory(prefix="trial_") as scratch_dir:
+        yield StoredTuneContext(folder, Path(scratch_dir), device=device)
 
 
 def _device(spec: ExplorationSpec) -> str:
@@ -526,14 +568,11 @@ def train_trial(
     return train(trainable, data, train_config(spec, trainable, trial), context)
 
 
-def keep_record(trial: Trial, result: TrainResult, folder: Path) -> None:
+def keep_record(trial: Trial, result: TrainResult, folder: Place) -> None:
     """Write a finished trial's chosen weights and then its record: the record says all is there."""
     target = folder / "checkpoint"
-    target.mkdir(parents=True, exist_ok=True)
-    partial = folder / "best.partial"
-    save_file(result.best, partial)
-    digest = hashlib.sha256(partial.read_bytes()).hexdigest()
-    partial.replace(target / "best.safetensors")
+    weights = save(result.best)
+    write_bytes(target / "best.safetensors", weights)
     record = TrialRecord(
         trial,
         "ok",
@@ -541,13 +580,14 @@ def keep_record(trial: Trial, result: TrainResult, folder: Path) -> None:
         best_epoch=result.best_epoch,
         train_s=result.train_s,
         wall_s=result.wall_s,
-        weights_digest=digest,
+        weights_digest=hashlib.sha256(weights).hexdigest(),
         history=result.history,
     )
     write_json(folder / "trial.json", asdict(record))
     # only now is the checkpoint of no use: a writer killed before resumes from it
     for name in ("last.safetensors", "optimizer.safetensors"):
         (target / name).unlink(missing_ok=True)
+    (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
 
 
 @contextmanager

@@ -11,9 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
-from explorer import store as store_module
 from explorer.measurements import (
     FIXED_FIELDS,
     KEY,
@@ -190,32 +188,6 @@ def test_samples_are_kept_under_their_own_key(tmp_path):
     assert store.keys() == {(*key, "a"), (*key, "b")}
     with pytest.raises(InputError, match=r"manifest.json: expected rows with key .*'setting_id'\)"):
         TableStore(tmp_path / "samples").load()
-
-
-def test_store_behind_another_file_system(tmp_path, monkeypatch):
-    # Not a LocalFileSystem: takes the way of an object store, without renames.
-    (tmp_path / "bucket").mkdir()
-    filesystem = SubTreeFileSystem(str(tmp_path), LocalFileSystem())
-    monkeypatch.setattr(store_module, "_locate", lambda path: (filesystem, path[len("s3://") :]))
-    store = TableStore("s3://bucket")
-    assert store.load().num_rows == 0
-    for phi in (0.1, 0.2, 0.3):
-        store.append(make_table(phi))
-    store.compact()
-    assert phis(store) == [0.1, 0.2, 0.3]
-    write_json("s3://bucket/state.json", {"a": 1})
-    assert read_json("s3://bucket/state.json") == {"a": 1}
-    with write_lock("s3://bucket/lock"):
-        assert not (tmp_path / "bucket" / "lock").exists()
-
-
-def test_store_opens_an_object_store_without_touching_it():
-    assert TableStore("s3://bucket/runs?region=eu-west-1").path.startswith("s3://bucket")
-
-
-def test_store_refuses_an_unknown_scheme():
-    with pytest.raises(InputError, match="gopher://x: expected a local path or an s3:// URI"):
-        TableStore("gopher://x")
 
 
 # --- crashes
