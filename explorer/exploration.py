@@ -25,7 +25,7 @@ from explorer.measurements import (
     coded_columns_of,
     columns_of,
 )
-from explorer.places import Place, runs_place
+from explorer.places import Place, files_in, runs_place
 from explorer.points import FIXED_COLUMNS, Point
 from explorer.progress import ProgressReport
 from explorer.queries import Answer, Bound, PointTable
@@ -265,7 +265,7 @@ class Exploration:
     def trials(self) -> list[dict[str, Any]]:
         """One row per ended training: what it was, how it ended, what it took."""
         rows = []
-        for path in sorted((self.folder / "trials").glob("*/trial.json")):
+        for path in files_in(self.folder, "trials/*/trial.json"):
             record = read_json(path)
             row = {**record.pop("trial"), **record}
             row.pop("history")

@@ -62,6 +62,12 @@ def runs_place(runs_dir: str | Place | None = None) -> Place:
     return place
 
 
+def files_in(folder: Place, pattern: str) -> list[Place]:
+    """What a glob pattern finds, sorted as paths are."""
+    found: list[Place] = [*folder.glob(pattern)]
+    return sorted(found, key=lambda path: tuple(path.parts))
+
+
 @contextmanager
 def written_locally(place: Place) -> Iterator[Path]:
     """A path for libraries that write files: the place's own, or one that is copied there."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from explorer.frontiers import Frontier, hypervolume
 from explorer.measurements import Columns, columns_of
-from explorer.places import Place
+from explorer.places import Place, files_in
 from explorer.queries import Floats, PointTable
 from explorer.specs import ExplorationSpec, load_spec
 from explorer.store import measurements_store, read_json
@@ -136,7 +136,7 @@ def _losses_in_order(
 def _trainings(folder: Place, quality: Objective) -> list[TrackedTraining]:
     """Trials that ended well; `val` of their histories is the first objective."""
     trainings = []
-    for path in sorted(folder.glob("trials/*/trial.json")):
+    for path in files_in(folder, "trials/*/trial.json"):
         record = read_json(path)
         trial: Mapping[str, Any] = record["trial"]
         if record["status"] != "ok":
@@ -156,4 +156,4 @@ def _trainings(folder: Place, quality: Objective) -> list[TrackedTraining]:
 def files_of(folder: Place) -> list[Place]:
     """The figures and the page, as far as they were drawn."""
     page = folder / "frontier.html"
-    return [*sorted(folder.glob("figures/*.png")), *([page] if page.is_file() else [])]
+    return [*files_in(folder, "figures/*.png"), *([page] if page.is_file() else [])]

@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from explorer.places import Place, fetched, mark_of, place_of
+from explorer.places import Place, fetched, files_in, mark_of, place_of
 from explorer.progress import ProgressReport
 from explorer.specs import ExplorationSpec
 from explorer.store import measurements_store, read_json, set_state
@@ -174,7 +174,7 @@ def _listen(finish: threading.Event) -> None:
 def _stamp(folder: Place) -> list[object]:
     """Changes whenever there is something new to show."""
     files = [folder / "state.json", folder / "measurements" / "manifest.json"]
-    files += sorted(folder.glob("trials/*/trial.json"))
+    files += files_in(folder, "trials/*/trial.json")
     return [mark_of(path) for path in files if path.exists()]
 
 

@@ -323,7 +323,7 @@ def set_state(folder: Place, **changes: Any) -> None:
     write_json(folder / "state.json", state | changes)
 
 
-def write_json(path: Place, value: object) -> None:
+def write_json(path: str | Place, value: object) -> None:
     """Write a small JSON file; as `write_bytes`.
 
     Raises:
@@ -333,22 +333,23 @@ def write_json(path: Place, value: object) -> None:
     write_bytes(path, _encode_json(value))
 
 
-def write_text(path: Place, text: str) -> None:
+def write_text(path: str | Place, text: str) -> None:
     """Write a small text file in UTF-8; as `write_bytes`."""
     write_bytes(path, text.encode())
 
 
-def write_bytes(path: Place, data: bytes | pa.Buffer) -> None:
+def write_bytes(path: str | Place, data: bytes | pa.Buffer) -> None:
     """Write a whole file or none, its directory with it: a rename on a disk, one PUT in a store.
 
     Raises:
         RunError: disk full, or not writable; a file that was there stays as it was.
     """
+    place = place_of(path)
     try:
-        if isinstance(path, Path):
-            _replace_file(path.absolute(), data)
+        if isinstance(place, Path):
+            _replace_file(place.absolute(), data)
         else:
-            path.fs.pipe_file(path.path, bytes(data))
+            place.fs.pipe_file(place.path, bytes(data))
     except OSError as error:
         raise _write_error(str(path), error) from error
 
@@ -369,7 +370,7 @@ def create_folder(folder: Place) -> None:
     folder.fs.pipe_file((folder / "lock").path, _holder().encode(), mode="create")
 
 
-def read_json(path: Place) -> Any:
+def read_json(path: str | Place) -> Any:
     """Return what a JSON file holds.
 
     Raises:
@@ -377,13 +378,13 @@ def read_json(path: Place) -> Any:
     """
     remedy = "restore it from a backup"
     try:
-        return _read_json(path, remedy)
+        return _read_json(place_of(path), remedy)
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing: expected a JSON file; {remedy}") from error
 
 
 @contextmanager
-def write_lock(path: Place) -> Iterator[None]:
+def write_lock(path: str | Place) -> Iterator[None]:
     """Hold the lock that makes this process the one writer of an exploration, RUNS/ID/lock.
 
     The kernel releases it when the process dies. Object stores have no locks: there the lock lies
@@ -393,10 +394,9 @@ def write_lock(path: Place) -> Iterator[None]:
         InputError: another process, which the message names, holds it.
         RunError: the lock file cannot be written.
     """
-    if isinstance(path, Path):
-        target = path
-    else:
-        digest = hashlib.sha256(str(path).encode()).hexdigest()[:12]
+    place = target = place_of(path)
+    if not isinstance(target, Path):
+        digest = hashlib.sha256(str(place).encode()).hexdigest()[:12]
         target = Path(tempfile.gettempdir()) / f"explorer-{os.getuid()}-{digest}.lock"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -404,7 +404,7 @@ def write_lock(path: Place) -> Iterator[None]:
     except OSError as error:
         raise _write_error(str(path), error) from error
     try:
-        _take_lock(descriptor, path)
+        _take_lock(descriptor, place)
         yield
     finally:
         os.close(descriptor)

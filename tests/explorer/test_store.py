@@ -83,7 +83,7 @@ def test_load_returns_what_was_appended(store):
     assert measurements_of(reopened.load(verify=True)) == measurements_of(
         join_tables([first, second])
     )
-    assert store.path in repr(reopened)
+    assert str(store.path) in repr(reopened)
 
 
 def test_load_of_an_empty_store_has_the_fixed_fields(store):
