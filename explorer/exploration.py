@@ -370,13 +370,14 @@ def run(
         InputError: the spec or the data are wrong, or an exploration of it is unfinished.
         RunError: it could not be carried out; `resume` goes on where it stopped.
     """
-    from explorer.session import check_spec, code_version, load_data
-
     runs = runs_place(runs_dir)
     if spec.tracking and not isinstance(runs, Path):
         from explorer.tracking import tracking_uri
 
         tracking_uri(runs)  # raises where it cannot be
+    # loads torch and ray: a place that is none is said before
+    from explorer.session import check_spec, code_version, load_data
+
     spec = spec.extended(extensions or Extensions())
     objectives = check_spec(spec)
     if not new:
