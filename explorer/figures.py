@@ -5,7 +5,8 @@ one setting of one method, averaged over seeds: a mapping with the keys `method`
 `metrics`, `seed_sd`, `num_seeds`, `costs`, `test_metrics`, `trial_ids`. All points of one figure
 are means over rows of the one `split` that its axis names. A method whose trials each evaluated
 several settings is amortised and drawn as a line; one that trained anew for every setting is a
-grid baseline and drawn as markers. Metrics are taken as better when larger, costs when smaller.
+grid baseline and drawn as markers. Against a conditioning, each combination of categories is a line
+of its own. Metrics are taken as better when larger, costs when smaller.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import plotly.graph_objects as go
@@ -30,10 +31,13 @@ from plotly.subplots import make_subplots
 
 Point = Mapping[str, Any]
 Array = NDArray[np.float64]
+Dash = tuple[Literal["-", "--", ":", "-."], str]
 
 # Okabe & Ito (2008), "Color Universal Design": told apart with any colour vision.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _BASELINE_MARKERS = ("s", "o", "^", "D", "v", "P", "X")
+# Of categories, as matplotlib and plotly call them.
+_DASHES: tuple[Dash, ...] = (("-", "solid"), ("--", "dash"), (":", "dot"), ("-.", "dashdot"))
 _GREY = "#555555"
 _SYMBOLS = {"phi": "φ", "lambda": "λ"}
 # Cost to its name on an axis, its unit, and what "37 % fewer" is followed by.
@@ -63,7 +67,8 @@ class _Axis:
 class _Series:
     """The points of one method and how they are drawn; finite on both axes, sorted along x.
 
-    `choice` is what marks are chosen by: y, or on test the same metric on validation.
+    `choice` is what marks are chosen by: y, or on test the same metric on validation. `category`
+    is what all the points share, where others of the method do not.
     """
 
     method: str
@@ -75,13 +80,16 @@ class _Series:
     color: str
     marker: str
     is_amortised: bool
+    category: str = ""
+    dash: Dash = _DASHES[0]
 
     @property
     def label(self) -> str:
-        """Method and number of seeds, for a legend."""
+        """Method, category and number of seeds, for a legend."""
         seeds = sorted({int(point["num_seeds"]) for point in self.points})
         spread = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]}-{seeds[-1]}"
-        return f"{self.method} ({spread} seed{'' if seeds == [1] else 's'})"
+        name = f"{self.method}, {self.category}" if self.category else self.method
+        return f"{name} ({spread} seed{'' if seeds == [1] else 's'})"
 
     @property
     def best(self) -> int:
@@ -118,7 +126,7 @@ def metric_against_conditioning(
     figure, axes = _figure()
     for one in series:
         if one.is_amortised:
-            axes.plot(one.x, one.y, color=one.color, linewidth=1.8)
+            axes.plot(one.x, one.y, color=one.color, linewidth=1.8, linestyle=one.dash[0])
             axes.fill_between(
                 one.x, one.y - one.sd, one.y + one.sd, color=one.color, alpha=0.18, linewidth=0
             )
@@ -251,19 +259,21 @@ def frontier_html(
     *,
     metric: str = "dice",
     cost: str = "macs",
-    conditioning: str = "phi",
+    conditioning: str | None = "phi",
     split: str,
     main: str,
     title: str,
 ) -> str:
-    """One interactive page: the metric against the cost and against the conditioning.
+    """One interactive page: the metric against the cost and against the conditioning, if any.
 
     The page holds its own copy of plotly.js and asks the network for nothing. Arguments are those
     of the static figures; `title` heads the page.
     """
     y_axis = _metric_axis(metric, split)
-    x_axes = (_cost_axis(points, cost), _conditioning_axis(conditioning))
-    figure = make_subplots(rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.04)
+    x_axes = [_cost_axis(points, cost)]
+    if conditioning is not None:
+        x_axes.append(_conditioning_axis(conditioning))
+    figure = make_subplots(rows=1, cols=len(x_axes), shared_yaxes=True, horizontal_spacing=0.04)
     for column, x_axis in enumerate(x_axes, start=1):
         series = _series(points, x_axis=x_axis, y_axis=y_axis, main=main)
         for one in series:
@@ -357,11 +367,16 @@ def _colors(methods: Iterable[str], main: str) -> dict[str, str]:
 def _series(points: Sequence[Point], *, x_axis: _Axis, y_axis: _Axis, main: str) -> list[_Series]:
     """One series for each method that has a point with both values, `main` first.
 
+    Against a conditioning: one for each combination of categories.
+
     Raises:
         ValueError: no method has one.
     """
     colors = _colors((point["method"] for point in points), main)
     markers = itertools.cycle(_BASELINE_MARKERS)
+    is_split = x_axis.family == "conditioning"
+    names = sorted({_category(point) for point in points}) if is_split else [""]
+    dashes = dict(zip(names, itertools.cycle(_DASHES), strict=False))
     found = []
     for method, color in colors.items():
         mine = [point for point in points if point["method"] == method]
@@ -369,15 +384,17 @@ def _series(points: Sequence[Point], *, x_axis: _Axis, y_axis: _Axis, main: str)
         rows = [row for row in np.argsort(x, kind="stable") if np.isfinite(x[row] + y[row])]
         if not rows:
             continue
-        kept = tuple(mine[row] for row in rows)
-        sd = np.nan_to_num([_value(point, "seed_sd", y_axis.name) for point in kept])
-        uses = Counter(trial_id for point in kept for trial_id in point["trial_ids"])
+        uses = Counter(trial_id for row in rows for trial_id in mine[row]["trial_ids"])
         is_amortised = max(uses.values(), default=0) > 1
         marker = "." if is_amortised else next(markers)
-        choice = np.array([_chosen_by(point, y_axis.name) for point in kept])
-        found.append(
-            _Series(method, kept, x[rows], y[rows], choice, sd, color, marker, is_amortised)
-        )
+        for name, dash in dashes.items():
+            own = [row for row in rows if not is_split or _category(mine[row]) == name]
+            if own:
+                kept = tuple(mine[row] for row in own)
+                sd = np.nan_to_num([_value(point, "seed_sd", y_axis.name) for point in kept])
+                choice = np.array([_chosen_by(point, y_axis.name) for point in kept])
+                look = (color, marker, is_amortised, name, dash)
+                found.append(_Series(method, kept, x[own], y[own], choice, sd, *look))
     if not found:
         raise ValueError(f"no point has both {x_axis.name!r} and {y_axis.name!r}")
     return found
@@ -390,11 +407,18 @@ def _chosen_by(point: Point, metric: str) -> float:
 
 
 def _setting(point: Point) -> str:
-    """The conditioning in words: `φ 0.25`."""
-    return ", ".join(
-        f"{_SYMBOLS.get(name, name)} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+    """The conditioning in words: `φ 0.25, nearest`."""
+    numbers = [
+        f"{_SYMBOLS.get(name, name)} {value:.3g}"
         for name, value in point["conditioning"].items()
-    )
+        if not isinstance(value, str)
+    ]
+    return ", ".join([*numbers, *filter(None, [_category(point)])])
+
+
+def _category(point: Point) -> str:
+    """The categories of the conditioning in words; empty where there are none."""
+    return ", ".join(value for value in point["conditioning"].values() if isinstance(value, str))
 
 
 def _limits(series: Sequence[_Series]) -> tuple[float, float]:
@@ -505,6 +529,7 @@ def _finish(
             color=one.color,
             label=one.label,
             linewidth=1.8 if one.is_amortised else 0.8,
+            linestyle=one.dash[0],
             marker="" if one.is_amortised else one.marker,
             markersize=4.5,
         )
@@ -522,6 +547,7 @@ def _draw_errorbars(axes: Axes, one: _Series, rows: NDArray[np.intp], *, linewid
         marker=one.marker,
         markersize=4.5,
         linewidth=linewidth,
+        linestyle=one.dash[0],
         elinewidth=1,
         capsize=2,
     )
@@ -639,8 +665,14 @@ def _traces(one: _Series, *, against_cost: bool, split: str) -> list[go.Scatter]
     line = go.Scatter(
         x=one.x[rows],
         y=one.y[rows],
-        line={"color": one.color, "width": 2, "shape": "hv" if against_cost else "linear"},
-        **silent,
+        line={
+            "color": one.color,
+            "width": 2,
+            "shape": "hv" if against_cost else "linear",
+            "dash": one.dash[1],
+        },
+        name=html.escape(one.label),
+        **{**silent, "showlegend": bool(one.category)},
     )
     band = go.Scatter(
         x=np.concatenate((one.x, one.x[::-1])),

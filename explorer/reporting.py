@@ -50,7 +50,7 @@ def plot_frontier(
             points,
             metric=quality,
             cost=cost,
-            conditioning=conditioning_names(columns)[0],
+            conditioning=next(iter(conditioning_names(columns)), None),
             split=split,
             main=main,
             title=f"{title}: {quality} against {cost}",

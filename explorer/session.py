@@ -57,6 +57,7 @@ from explorer.training import (
     read_record,
     read_weights,
     require_resources,
+    settled_parts,
     train_all,
     trials_of,
 )
@@ -369,8 +370,8 @@ class Session:
         """Trials that are explored together, one per seed: by method and grid value."""
         groups: dict[str, list[TrialRecord]] = {}
         for record in self.records.values():
-            settled = [f"{name}{value:g}" for name, value in record.trial.settled.items()]
-            groups.setdefault("-".join([record.trial.method, *settled]), []).append(record)
+            name = "-".join([record.trial.method, *settled_parts(record.trial.settled)])
+            groups.setdefault(name, []).append(record)
         return groups
 
     def _validation_units(self) -> list[Unit]:

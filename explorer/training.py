@@ -144,6 +144,7 @@ def build_trainable(
         network=find("networks", model.network, NETWORKS, spec.extensions),
         network_name=model.network,
         network_options=model.options,
+        network_choices=model.choices,
     )
     try:
         return construct(segmentation, settled)
@@ -151,6 +152,8 @@ def build_trainable(
         if "keyword argument" not in str(error):
             raise
         raise InputError(f"model.options of {model.network}: {error}") from None
+    except ValueError as error:
+        raise InputError(f"model: {model.network}: {error}") from None
 
 
 def train_config(spec: ExplorationSpec, trainable: Trainable, trial: Trial) -> TrainConfig:
@@ -188,10 +191,18 @@ def trials_of(
         for values in itertools.product(*grid.values()):
             settled: Config = dict(zip(grid, values, strict=True))
             for rate, seed in itertools.product(rates[baseline.method], seeds):
-                parts = [baseline.method, *(f"{n}{v:g}" for n, v in settled.items())]
+                parts = [baseline.method, *settled_parts(settled)]
                 parts += [f"lr{rate:g}"] * name_rate + [f"s{seed}"]
                 trials.append(Trial("-".join(parts), baseline.method, seed, rate, settled))
     return trials
+
+
+def settled_parts(settled: Config) -> list[str]:
+    """Parts of the name of a training or of a group of them: `phi0.4`, `interpolation-nearest`."""
+    return [
+        f"{name}-{value}" if isinstance(value, str) else f"{name}{value:g}"
+        for name, value in settled.items()
+    ]
 
 
 def train_all(

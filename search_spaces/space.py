@@ -73,6 +73,10 @@ class FloatParameter:
             value = self.low + u * (self.high - self.low)
         return min(max(value, self.low), self.high)
 
+    def to_features(self, value: object) -> tuple[float, ...]:
+        """What a network reads of a value: its unit value."""
+        return (self.to_unit(value),)
+
 
 @dataclass(frozen=True)
 class IntParameter:
@@ -108,6 +112,10 @@ class IntParameter:
         """Map u in [0, 1] to the nearest value."""
         return min(max(round(self.low + u * (self.high - self.low)), self.low), self.high)
 
+    def to_features(self, value: object) -> tuple[float, ...]:
+        """What a network reads of a value: its unit value."""
+        return (self.to_unit(value),)
+
 
 @dataclass(frozen=True)
 class CategoricalParameter:
@@ -140,6 +148,11 @@ class CategoricalParameter:
     def from_unit(self, u: float) -> str:
         """Map u in [0, 1] to the choice in whose bin it falls."""
         return self.choices[min(int(u * len(self.choices)), len(self.choices) - 1)]
+
+    def to_features(self, value: object) -> tuple[float, ...]:
+        """What a network reads of a choice: one for it and zero for every other, one-hot."""
+        chosen = self.validate(value)
+        return tuple(float(choice == chosen) for choice in self.choices)
 
 
 Parameter: TypeAlias = FloatParameter | IntParameter | CategoricalParameter
@@ -227,6 +240,11 @@ class SearchSpace:
         """Return (n, d) unit values in [0, 1], one column per parameter in order."""
         rows = [[p.to_unit(config[p.name]) for p in self.parameters] for config in configs]
         return np.array(rows, dtype=np.float64).reshape(len(configs), len(self))
+
+    def features(self, configs: Sequence[Mapping[str, object]]) -> NDArray[np.float64]:
+        """Return (n, e) inputs of a network: unit numbers, and categories one-hot."""
+        rows = [[x for p in self.parameters for x in p.to_features(c[p.name])] for c in configs]
+        return np.array(rows, dtype=np.float64).reshape(len(configs), -1)
 
     def decode(self, units: NDArray[np.float64]) -> list[Config]:
         """Return the n configurations of an (n, d) array of unit values; inverts `encode`."""

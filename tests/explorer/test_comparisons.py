@@ -179,6 +179,14 @@ def test_unknown_conditioning_in_a_range_is_refused():
         )
 
 
+def test_category_has_no_range_to_compare_within():
+    rows = [{**sample("sshn", 0.1, "a", 0.9), "conditioning/mode": "linear"}]
+    with pytest.raises(InputError, match="mode is a category: it has choices, not a range"):
+        paired_differences(
+            columns_of(rows), method="sshn", metric="dice", ranges={"mode": (0.0, 1.0)}
+        )
+
+
 # From the table of measurements
 
 

@@ -39,6 +39,18 @@ def points() -> list[dict[str, Any]]:
     ]
 
 
+@pytest.fixture
+def points_of_modes() -> list[dict[str, Any]]:
+    """Two lines of one method and two networks, by a category."""
+    linear = make_points("sshn", [0.0, 0.2, 0.4], [0.80, 0.85, 0.90])
+    nearest = make_points("sshn", [0.0, 0.2, 0.4], [0.70, 0.86, 0.88])
+    fixed = make_points("fixed", [0.1, 0.3], [0.8, 0.87], is_grid=True)
+    for group, mode in ((linear, "linear"), (nearest, "nearest"), (fixed, "nearest")):
+        for point in group:
+            point["conditioning"] = {"interpolation": mode, **point["conditioning"]}
+    return [*linear, *nearest, *fixed]
+
+
 def legend_of(figure: Figure) -> list[str]:
     return [text.get_text() for text in figure.legends[0].get_texts()]
 
@@ -70,6 +82,40 @@ def test_amortised_methods_have_a_band_and_grid_baselines_have_bars(points) -> N
     vertices = bands[0].get_paths()[0].vertices
     assert vertices[:, 1].min() == pytest.approx(0.80)
     assert vertices[:, 1].max() == pytest.approx(0.92)
+
+
+def test_each_category_is_a_line_of_its_own_against_a_number(points_of_modes) -> None:
+    figure = figures.metric_against_conditioning(points_of_modes, split="test", main="sshn")
+    solid, dashed = (
+        line for line in figure.axes[0].lines if line.get_color() == figures.PALETTE[0]
+    )
+    assert (solid.get_linestyle(), dashed.get_linestyle()) == ("-", "--")
+    np.testing.assert_array_equal(solid.get_ydata(), [0.80, 0.85, 0.90])
+    np.testing.assert_array_equal(dashed.get_ydata(), [0.70, 0.86, 0.88])
+    assert legend_of(figure) == [
+        "sshn, linear (3 seeds)",
+        "sshn, nearest (3 seeds)",
+        "fixed, nearest (3 seeds)",
+    ]
+
+
+def test_front_takes_the_better_category_and_names_it(points_of_modes) -> None:
+    figure = figures.metric_against_cost(points_of_modes, split="test", main="sshn")
+    front = [[1.0, 0.80], [1.2, 0.86], [1.4, 0.90]]
+    np.testing.assert_allclose(line_of(figure, figures.PALETTE[0])[:3], front, rtol=1e-12)
+    named = [text.get_text() for text in figure.axes[0].texts]
+    assert named == ["φ 0, linear", "φ 0.2, nearest", "φ 0.4, linear"]
+
+
+def test_page_draws_and_names_categories(points_of_modes) -> None:
+    page = figures.frontier_html(points_of_modes, split="val", main="sshn", title="Modes")
+    for said in ("sshn, nearest (3 seeds)", "\u03c6 0.2, nearest", '"dash":"dash"'):
+        assert said.encode("ascii", "backslashreplace").decode() in page
+    alone = figures.frontier_html(
+        points_of_modes, conditioning=None, split="val", main="sshn", title="Modes"
+    )
+    assert '"xaxis2"' in page
+    assert '"xaxis2":{"anchor"' not in alone
 
 
 def test_one_label_of_a_metric_is_named(points) -> None:
