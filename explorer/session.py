@@ -274,7 +274,7 @@ class Session:
             UserError: it could not go on; what was finished is kept.
         """
         self._read_recorded()
-        with ray_session():
+        with ray_session(self.progress):
             with self._timed("training"):
                 records = train_all(self.spec, self.splits, self.folder / "trials", self.progress)
                 self.records = {record.trial.trial_id: record for record in records}

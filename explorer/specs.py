@@ -247,8 +247,13 @@ class ExplorationSpec(Section):
 
     @property
     def digest(self) -> str:
-        """The same for equal specs."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        """The same for equal specs; the order of objectives and choices counts, which have one."""
+        data = self.model_dump(mode="json")
+        for section, key in (("explore", "objectives"), ("model", "choices")):
+            mapping = data[section][key] or {}
+            if list(mapping) != sorted(mapping):
+                data[section][key] = list(mapping.items())
+        text = json.dumps(data, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def to_yaml(self) -> str:

@@ -407,6 +407,8 @@ def root_cause(error: BaseException) -> BaseException:
     """What a worker raised, without the wrappers that carried it here."""
     if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, BaseException):
         return root_cause(error.cause)
+    if isinstance(error, ray.train.ControllerError):
+        return root_cause(error.controller_failure)
     workers = getattr(error, "worker_failures", None)
     if workers:
         return root_cause(next(iter(workers.values())))
@@ -478,6 +480,20 @@ class WorkerContext:
         return prepared
 
 
+class _EndAtMistakes(ray.train.UserCallback):
+    """Ends a run at a user's error, which every other attempt would meet again.
+
+    What a callback raises Ray Train passes on; other failures it takes for a lost worker's.
+    """
+
+    def after_exception(
+        self, run_context: Any, worker_exceptions: Mapping[int, BaseException]
+    ) -> None:
+        for cause in map(root_cause, worker_exceptions.values()):
+            if isinstance(cause, UserError):
+                raise cause
+
+
 def _tune_trial(
     config: dict[str, Any], spec: ExplorationSpec, data: list[ray.ObjectRef[Any]]
 ) -> None:
@@ -504,9 +520,9 @@ def _tune_trial(
             # a run's name is what it resumes by: one name per content
             name=f"{trial.trial_id}-{digest}",
             storage_path=str(folder / "ray_train"),
-            failure_config=ray.train.FailureConfig(max_failures=2),
+            failure_config=ray.train.FailureConfig(max_failures=2),  # for lost workers
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-            callbacks=[TuneReportCallback()],  # type: ignore[list-item, no-untyped-call]  # ray's
+            callbacks=[TuneReportCallback(), _EndAtMistakes()],  # type: ignore[list-item, no-untyped-call]  # ray's
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     )
@@ -562,10 +578,10 @@ def keep_record(trial: Trial, result: TrainResult, folder: Path) -> None:
 
 
 @contextmanager
-def ray_session() -> Iterator[None]:
+def ray_session(progress: ProgressReport | None = None) -> Iterator[None]:
     """Join the cluster that RAY_ADDRESS names, or start a private one for the time being.
 
-    A session that is already there is used and left alone.
+    A session that is already there is used and left alone; `progress` is told of another.
 
     Raises:
         RunError: the cluster cannot be reached.
@@ -576,6 +592,8 @@ def ray_session() -> Iterator[None]:
         yield
         return
     address = os.environ.get("RAY_ADDRESS")
+    if progress is not None:
+        progress.say(f"joining Ray at {address}" if address else "starting Ray on this machine")
     if address:
         _probe(address)
     handler = signal.getsignal(signal.SIGTERM)

@@ -49,13 +49,16 @@ class FloatParameter:
         if self.log and self.low <= 0:
             raise ValueError(f"{self.name}: a logarithmic range needs low > 0, got {self.low}")
 
+    @property
+    def domain(self) -> str:
+        """The values in words."""
+        return f"in [{self.low:g}, {self.high:g}]"
+
     def validate(self, value: object) -> float:
         """Return `value` as a float inside the range, or raise InputError naming the parameter."""
         number = _number(self.name, value)
         if not self.low <= number <= self.high:
-            raise InputError(
-                f"{self.name} must be in [{self.low:g}, {self.high:g}], got {number:g}"
-            )
+            raise InputError(f"{self.name} must be {self.domain}, got {number:g}")
         return number
 
     def to_unit(self, value: object) -> float:
@@ -95,13 +98,18 @@ class IntParameter:
         if self.low >= self.high:
             raise ValueError(f"{self.name}: expected low < high, got [{self.low}, {self.high}]")
 
+    @property
+    def domain(self) -> str:
+        """The values in words."""
+        return f"in [{self.low}, {self.high}]"
+
     def validate(self, value: object) -> int:
         """Return `value` as an int inside the range, or raise InputError naming the parameter."""
         number = _number(self.name, value)
         if number != round(number):
             raise InputError(f"{self.name} must be a whole number, got {number:g}")
         if not self.low <= number <= self.high:
-            raise InputError(f"{self.name} must be in [{self.low}, {self.high}], got {number:g}")
+            raise InputError(f"{self.name} must be {self.domain}, got {number:g}")
         return int(number)
 
     def to_unit(self, value: object) -> float:
@@ -135,10 +143,15 @@ class CategoricalParameter:
                 f"{self.name}: expected at least two different choices, got {self.choices}"
             )
 
+    @property
+    def domain(self) -> str:
+        """The values in words."""
+        return f"one of {', '.join(self.choices)}"
+
     def validate(self, value: object) -> str:
         """Return `value` if it is a choice, or raise InputError listing the choices."""
         if not isinstance(value, str) or value not in self.choices:
-            raise InputError(f"{self.name} must be one of {', '.join(self.choices)}, got {value!r}")
+            raise InputError(f"{self.name} must be {self.domain}, got {value!r}")
         return value
 
     def to_unit(self, value: object) -> float:

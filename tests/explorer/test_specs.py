@@ -78,6 +78,22 @@ def test_equal_specs_have_one_digest_and_others_have_others(tmp_path):
     assert len(digests | {short.digest}) == 5
 
 
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("explore.objectives", ("dice: maximize", "dice/structure_1: maximize")),
+        ("model.choices", ("a: [b, c]", "interpolation: [linear, nearest]")),
+    ],
+)
+def test_order_that_matters_counts_in_the_digest(key, values):
+    first, second = values
+    one, other = (
+        load_spec("demo", [f"{key}={{{a}, {b}}}"]) for a, b in ((first, second), (second, first))
+    )
+    assert one == other
+    assert one.digest != other.digest
+
+
 def test_a_spec_does_not_change():
     with pytest.raises(ValueError, match="frozen"):
         load_spec("demo").train.epochs = 3
