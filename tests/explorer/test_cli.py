@@ -9,32 +9,13 @@ import pytest
 from typer.testing import CliRunner
 
 from explorer.cli import app
-from explorer.measurements import Measurement, measurements_table, setting_id
+from explorer.measurements import measurements_table
 from explorer.specs import load_spec
 from explorer.store import measurements_store, set_state, write_json, write_text
 from search_spaces.errors import InputError
+from tests.conftest import measured
 
 CURVES = {"sshn": ((0.0, 0.5), (0.1, 0.8), (0.3, 0.9), (0.5, 0.92)), "fixed": ((0.5, 0.85),)}
-
-
-def measured(method: str, phi: float, dice: float, seed: int) -> Measurement:
-    conditioning = {"phi": phi}
-    return Measurement(
-        exploration_id="asked-1",
-        trial_id=f"{method}-s{seed}",
-        method=method,
-        seed=seed,
-        split="val",
-        data_digest="0",
-        code_version="0",
-        setting_id=setting_id(conditioning),
-        num_samples=8,
-        evaluation_s=0.1,
-        time=0.0,
-        conditioning=conditioning,
-        metrics={"dice": dice - 0.02 * seed, "dice/region1": dice - 0.1},
-        costs={"macs": 1e6 * (1 + phi), "train_s": 1.0},
-    )
 
 
 @pytest.fixture
@@ -47,7 +28,7 @@ def runs_dir(tmp_path: Path) -> Path:
     ]
     write_json(folder / "state.json", {"status": "finished", "objectives": objectives})
     rows = [
-        measured(method, phi, dice, seed)
+        measured(phi, dice - 0.02 * seed, method=method, seed=seed)
         for method, curve in CURVES.items()
         for seed in (0, 1)
         for phi, dice in curve
@@ -135,7 +116,7 @@ def test_answer_from_an_unfinished_exploration_says_so(
 
 def test_front_is_printed_whole_or_says_that_it_is_not(say: Any, runs_dir: Path) -> None:
     def more(first: int, last: int) -> None:
-        rows = [measured("sshn", 0.5 + n / 100, 0.92 + n / 1000, 0) for n in range(first, last)]
+        rows = [measured(0.5 + n / 100, 0.92 + n / 1000) for n in range(first, last)]
         table = measurements_table(rows)
         measurements_store(runs_dir / "asked-1").append(table, part=f"more-{first}")
 
