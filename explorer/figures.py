@@ -92,7 +92,8 @@ def metric_against_cost(
     x_axis, y_axis = cost_axis(points, cost), metric_axis(metric, split)
     series = series_of(points, x_axis=x_axis, y_axis=y_axis, main=main)
     figure, axes = _figure()
-    axes.margins(x=0.1)  # room for the names of the settings beside the cheapest points
+    # room for the names of the settings beside the cheapest points
+    axes.margins(x=min(max(0.1, 0.014 * max(len(setting_of(p)) for p in points)), 0.3))
     handles: list[Any] = []
     for one in series:
         surfaces = (attainment or {}).get(one.method) if one.is_amortised else None

@@ -114,13 +114,13 @@ def series_of(points: Sequence[Point], *, x_axis: Axis, y_axis: Axis, main: str)
             continue
         uses = Counter(trial_id for row in rows for trial_id in mine[row]["trial_ids"])
         is_amortised = max(uses.values(), default=0) > 1
-        marker = "." if is_amortised else next(markers)
         for name, dash in dashes.items():
             own = [row for row in rows if not is_split or _category_of(mine[row]) == name]
             if own:
                 kept = tuple(mine[row] for row in own)
                 sd = np.nan_to_num([value_of(point, "seed_sd", y_axis.name) for point in kept])
                 choice = np.array([_chosen_by(point, y_axis.name) for point in kept])
+                marker = "." if is_amortised else next(markers)
                 look = (color, marker, is_amortised, name, dash)
                 found.append(Series(method, kept, x[own], y[own], choice, sd, *look))
     if not found:

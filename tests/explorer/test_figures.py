@@ -58,6 +58,16 @@ def test_each_category_is_a_line_of_its_own_against_a_number(points_of_modes) ->
     ]
 
 
+def test_grids_of_two_categories_have_markers_of_their_own(points_of_modes) -> None:
+    fixed = make_points("fixed", [0.2, 0.4], [0.7, 0.75], is_grid=True)
+    for point in fixed:
+        point["conditioning"]["interpolation"] = "linear"
+    figure = figures.metric_against_conditioning(
+        [*points_of_modes, *fixed], split="test", main="sshn"
+    )
+    assert {bars.lines[0].get_marker() for bars in figure.axes[0].containers} == {"s", "o"}
+
+
 def test_front_takes_the_better_category_and_names_it(points_of_modes) -> None:
     figure = figures.metric_against_cost(points_of_modes, split="test", main="sshn")
     front = [[1.0, 0.80], [1.2, 0.86], [1.4, 0.90]]
