@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,7 +32,7 @@ from explorer.presentation import (
     show_table,
 )
 from explorer.progress import ProgressReport
-from explorer.queries import Bound, parse_bound
+from explorer.queries import Answer, Bound, parse_bound
 from explorer.specs import load_spec
 from search_spaces.errors import InputError, UserError
 from search_spaces.problem import Objective
@@ -54,7 +55,13 @@ RunsDir = Annotated[
         "EXPLORER_RUNS_DIR or runs/).",
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        help="Print one JSON document and nothing else; errors are text on stderr.",
+    ),
+]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change a key of the spec: train.epochs=200. Repeatable."),
@@ -67,6 +74,14 @@ Maximize = Annotated[
 ]
 Minimize = Annotated[str | None, typer.Option("--minimize", help="What to minimise instead.")]
 Method = Annotated[str | None, typer.Option("--method", help="Ask this method, not the main one.")]
+Knee = Annotated[
+    bool,
+    typer.Option("--knee", help="The front's knee: beyond it, each gain costs far more."),
+]
+Seeds = Annotated[
+    list[int] | None,
+    typer.Option("--seed", help="Average this seed only, not all. Repeatable."),
+]
 SpecSource = Annotated[str, typer.Argument(metavar="SPEC", help="A preset's name or a YAML file.")]
 Id = Annotated[str, typer.Argument(metavar="ID", help="An exploration, such as demo-1.")]
 
@@ -144,6 +159,10 @@ def show(exploration_id: Id, runs_dir: RunsDir = None, as_json: Json = False) ->
 
     def text() -> None:
         for name, value in document.items():
+            if name == "created":
+                value = (
+                    datetime.fromtimestamp(value, UTC).astimezone().isoformat(timespec="seconds")
+                )
             if name not in ("spec", "trials"):
                 typer.echo(f"{name}: {value if not isinstance(value, float) else f'{value:.6g}'}")
         show_table(document["trials"], empty="no trial has ended yet")
@@ -163,7 +182,12 @@ def cost(
     from explorer.training import build_trainable
 
     trainable = build_trainable(load_spec(spec, changes or ()))
-    conditioning = trainable.problem.space.validate(_assignments(at))
+    space = trainable.problem.space
+    try:
+        conditioning = space.validate(_assignments(at))
+    except InputError as error:
+        domains = ", ".join(f"{parameter.name} {parameter.domain}" for parameter in space)
+        raise InputError(f"--at: {error}; give one --at NAME=VALUE each: {domains}") from None
     document = {
         "conditioning": conditioning,
         "costs": trainable.costs(conditioning),
@@ -199,6 +223,7 @@ def frontier(
         "exploration_id": exploration_id,
         "method": method or exploration.spec.method,
         "frontier": [point.to_json() for point in points],
+        "status": _status(exploration),
     }
     if compare:
         document["comparison"] = exploration.compare(method=method, ranges=_ranges(between))
@@ -222,19 +247,13 @@ def query(
     at_least: Min = None,
     maximize: Maximize = None,
     minimize: Minimize = None,
-    knee: Annotated[
-        bool,
-        typer.Option("--knee", help="The front's knee: beyond it, each gain costs far more."),
-    ] = False,
+    knee: Knee = False,
     method: Method = None,
     refine: Annotated[
         int,
         typer.Option("--refine", min=0, help="Evaluate N new settings around the answer first."),
     ] = 0,
-    seeds: Annotated[
-        list[int] | None,
-        typer.Option("--seed", help="Average this seed only, not all. Repeatable."),
-    ] = None,
+    seeds: Seeds = None,
     dataset: Annotated[
         str | None,
         typer.Option("--dataset", help="Refuse to answer from another data set than this one."),
@@ -258,24 +277,24 @@ def query(
         explorer query demo-1 --knee --method fixed --seed 0
     """
     exploration = open_exploration(exploration_id, runs_dir)
-    if knee and (maximize or minimize or refine):
-        raise InputError(
-            "--knee is of the exploration's own objectives: leave --maximize, --minimize and "
-            "--refine out"
-        )
+    if knee and refine:
+        raise InputError("--knee is of the points that there are: leave --refine out")
     bounds, objective = _bounds(at_most, at_least), _objective(maximize, minimize)
-    if knee:
-        answer = exploration.knee(bounds, method=method, seeds=seeds, dataset=dataset)
-    else:
-        if refine:
-            with _stdout_to_stderr():
-                exploration.refine(
-                    refine, bounds, objective=objective, method=method, progress=ProgressReport()
-                )
-        answer = exploration.query(
-            bounds, objective=objective, method=method, seeds=seeds, dataset=dataset
-        )
-    _print(answer.to_json(), as_json, lambda: show_answer(answer))
+    ask = _question(
+        exploration, bounds, objective, knee=knee, method=method, seeds=seeds, dataset=dataset
+    )
+    answer = ask()
+    if refine:
+        before = answer
+        with _stdout_to_stderr():
+            exploration.refine(
+                refine, bounds, objective=objective, method=method, progress=ProgressReport()
+            )
+        answer = ask()
+        if (answer.point, answer.nearest) == (before.point, before.nearest):
+            typer.echo("refining found nothing better: the answer is the one before", err=True)
+    document = {**answer.to_json(), "status": _status(exploration)}
+    _print(document, as_json, lambda: show_answer(answer))
     if not answer.feasible:
         raise typer.Exit(3)
 
@@ -288,20 +307,25 @@ def export(
     at_least: Min = None,
     maximize: Maximize = None,
     minimize: Minimize = None,
+    knee: Knee = False,
     method: Method = None,
+    seeds: Seeds = None,
     format_name: Annotated[
         str, typer.Option("--format", help="safetensors: weights, and a JSON to rebuild from.")
     ] = "safetensors",
     runs_dir: RunsDir = None,
     as_json: Json = False,
 ) -> None:
-    """Write the primary network of a query's answer, the hypernetwork left out."""
+    """Write the primary network of a query's answer, the hypernetwork left out.
+
+    Of several seeds, that of the one which is best on validation.
+    """
     if format_name != "safetensors":
         raise InputError(f"--format {format_name}: unknown; known: safetensors")
     exploration = open_exploration(exploration_id, runs_dir)
-    answer = exploration.query(
-        _bounds(at_most, at_least), objective=_objective(maximize, minimize), method=method
-    )
+    bounds, objective = _bounds(at_most, at_least), _objective(maximize, minimize)
+    answer = _question(exploration, bounds, objective, knee=knee, method=method, seeds=seeds)()
+    _status(exploration)
     if answer.point is None:
         _print(answer.to_json(), as_json, lambda: show_answer(answer))
         raise typer.Exit(3)
@@ -422,6 +446,36 @@ def _print(document: Any, as_json: bool, text: Callable[[], None]) -> None:
         typer.echo(json.dumps(document, allow_nan=False))
     else:
         text()
+
+
+def _question(
+    exploration: Exploration,
+    bounds: list[Bound],
+    objective: Objective | None,
+    *,
+    knee: bool,
+    **filters: Any,
+) -> Callable[[], Answer]:
+    """A query, or one for the knee, as it can be asked again."""
+    if not knee:
+        return lambda: exploration.query(bounds, objective=objective, **filters)
+    if objective is not None:
+        raise InputError(
+            "--knee is of the exploration's own objectives: leave --maximize and --minimize out"
+        )
+    return lambda: exploration.knee(bounds, **filters)
+
+
+def _status(exploration: Exploration) -> str:
+    """The exploration's status; while it has not finished, stderr says what that means."""
+    status: str = exploration.state["status"]
+    if status != "finished":
+        remedy = "" if status == "running" else f"; explorer resume {exploration.id} carries it on"
+        typer.echo(
+            f"{exploration.id} is {status}: this is of what it has measured so far{remedy}",
+            err=True,
+        )
+    return status
 
 
 def _objective(maximize: str | None, minimize: str | None) -> Objective | None:

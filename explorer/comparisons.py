@@ -22,7 +22,7 @@ from explorer.attainment import (
 from explorer.measurements import CodedColumns, Columns
 from explorer.points import Floats, Point, methods_on, point_columns
 from explorer.queries import Bound, PointTable
-from search_spaces.errors import unknown_name
+from search_spaces.errors import InputError, unknown_name
 from search_spaces.problem import Objective
 
 NUM_RESAMPLES = 10_000
@@ -100,7 +100,7 @@ def paired_differences(
         ranges: only settings whose conditioning lies within these, both ends included.
 
     Raises:
-        InputError: a range of a conditioning that the samples do not have.
+        InputError: a range of a conditioning that the samples do not have, or of a category.
     """
     inside = np.ones(len(samples["method"]), dtype=bool)
     known = [name for name in samples if name.startswith("conditioning/")]
@@ -108,6 +108,8 @@ def paired_differences(
         if f"conditioning/{name}" not in known:
             raise unknown_name("conditioning", name, [n.partition("/")[2] for n in known])
         values = samples[f"conditioning/{name}"]
+        if values.dtype.kind != "f":
+            raise InputError(f"{name} is a category: it has choices, not a range")
         inside &= (values >= low - 1e-9) & (values <= high + 1e-9)
     differences = []
     for other in sorted(set(samples["method"][inside].tolist()) - {method}):

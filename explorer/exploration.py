@@ -218,20 +218,21 @@ class Exploration:
             InputError: not finished, of a method that is trained per setting, or changed data.
             RunError: it could not be carried out; what was measured is kept.
         """
-        from explorer.session import Session
-        from explorer.training import method_of
-
         method, objective = method or self.spec.method, objective or self.objectives[0]
+        shown = progress or ProgressReport(quiet=True)
         if self.state["status"] != "finished":
             raise InputError(
                 f"{self.id} is {self.state['status']}: refine it once explorer resume {self.id} "
                 f"has finished it"
             )
+        shown.say(f"refining {self.id}")
+        from explorer.session import Session
+        from explorer.training import method_of
+
         if not method_of(self.spec, method).is_amortised:
             raise InputError(f"{method} is trained for each setting: there is nothing to refine")
         self.query(bounds, objective=objective, method=method)  # a wrong question costs nothing
-        dataset = _unchanged_data(self)
-        shown = progress or ProgressReport(quiet=True)
+        dataset = _unchanged_data(self, shown)
         with write_lock(self.folder / "lock"), tracked(self.folder, self.spec, shown), shown:
             session = Session(self.folder, self.spec, self.objectives, dataset, shown)
             session.refine(bounds, objective, method, num_points)
@@ -370,18 +371,20 @@ def run(
         InputError: the spec or the data are wrong, or an exploration of it is unfinished.
         RunError: it could not be carried out; `resume` goes on where it stopped.
     """
+    progress = progress or ProgressReport(quiet=True)
     runs = runs_place(runs_dir)
     if spec.tracking and not isinstance(runs, Path):
         from explorer.tracking import tracking_uri
 
         tracking_uri(runs)  # raises where it cannot be
-    # loads torch and ray: a place that is none is said before
+    progress.say("checking the spec")  # before the imports, which take seconds
     from explorer.session import check_spec, code_version, load_data
 
     spec = spec.extended(extensions or Extensions())
     objectives = check_spec(spec)
     if not new:
         _refuse_unfinished(spec, runs)
+    progress.say(f"reading the data set {spec.dataset.name}")
     dataset = load_data(spec)
     folder = _new_folder(runs, spec.name)
     write_text(folder / "spec.yaml", spec.to_yaml())
@@ -416,20 +419,23 @@ def resume(
         InputError: unknown id, or data that changed since it began.
         RunError: it could not be carried out.
     """
-    from explorer.session import check_spec
-
     exploration = open_exploration(exploration_id, runs_dir, extensions=extensions)
     if _digest(exploration.folder / "spec.yaml") != exploration.state["spec_file_digest"]:
         raise InputError(
             f"{exploration.folder / 'spec.yaml'} changed since the exploration began; restore it, "
             f"or run the changed spec as an exploration of its own"
         )
+    progress = progress or ProgressReport(quiet=True)
+    progress.say("checking the spec")
+    from explorer.session import check_spec
+
     check_spec(exploration.spec)
-    _carry_out(exploration, _unchanged_data(exploration), progress)
+    _carry_out(exploration, _unchanged_data(exploration, progress), progress)
     return exploration
 
 
-def _unchanged_data(exploration: Exploration) -> ImageDataset:
+def _unchanged_data(exploration: Exploration, progress: ProgressReport) -> ImageDataset:
+    progress.say(f"reading the data set {exploration.spec.dataset.name}")
     from explorer.session import load_data
 
     dataset = load_data(exploration.spec)
@@ -479,12 +485,9 @@ def _new_folder(runs: Place, name: str) -> Place:
             return folder
 
 
-def _carry_out(
-    exploration: Exploration, dataset: ImageDataset, progress: ProgressReport | None
-) -> None:
+def _carry_out(exploration: Exploration, dataset: ImageDataset, progress: ProgressReport) -> None:
     from explorer.session import Session
 
-    progress = progress or ProgressReport(quiet=True)
     folder = exploration.folder
     with write_lock(folder / "lock"), tracked(folder, exploration.spec, progress):
         set_state(folder, status="running")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -177,7 +178,7 @@ def load_network(
 
 def _best_trial(columns: Columns, objective: Objective, point: Point) -> str:
     """The trial of a point that is best on validation; the first of equals."""
-    rows = (columns["split"] == "val") & (columns["method"] == point.method)
+    rows = (columns["split"] == "val") & np.isin(columns["trial_id"], point.trial_ids)
     for name, value in point.conditioning.items():
         rows &= columns[f"conditioning/{name}"] == value
     losses = objective.to_loss(columns[f"metric/{objective.name}"][rows])

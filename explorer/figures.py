@@ -1,99 +1,41 @@
-"""Figures of an exploration: matplotlib for static ones, one self-contained plotly page.
+"""The static figures of an exploration, by matplotlib.
 
-Pure functions of points; nothing here reads or writes but `save_png` and `write_html`. A *point* is
-one setting of one method, averaged over seeds: a mapping with the keys `method`, `conditioning`,
-`metrics`, `seed_sd`, `num_seeds`, `costs`, `test_metrics`, `trial_ids`. All points of one figure
-are means over rows of the one `split` that its axis names. A method whose trials each evaluated
-several settings is amortised and drawn as a line; one that trained anew for every setting is a
-grid baseline and drawn as markers. Metrics are taken as better when larger, costs when smaller.
+Pure functions of the points of `explorer.series`; nothing here writes but `save_png`. All points of
+one figure are means over rows of the one `split` that its axis names.
 """
 
 from __future__ import annotations
 
-import html
-import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend_handler import HandlerTuple
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
-from plotly.subplots import make_subplots
 
-Point = Mapping[str, Any]
-Array = NDArray[np.float64]
+from explorer.series import (
+    Array,
+    Axis,
+    Point,
+    Series,
+    colors_of,
+    conditioning_axis,
+    cost_axis,
+    cost_words,
+    limits_of,
+    metric_axis,
+    name_of,
+    series_of,
+    setting_of,
+)
 
-# Okabe & Ito (2008), "Color Universal Design": told apart with any colour vision.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_BASELINE_MARKERS = ("s", "o", "^", "D", "v", "P", "X")
 _GREY = "#555555"
-_SYMBOLS = {"phi": "φ", "lambda": "λ"}
-# Cost to its name on an axis, its unit, and what "37 % fewer" is followed by.
-_COSTS = {
-    "macs": ("Multiply-adds per image", "MAC", "MACs"),
-    "flops": ("Operations per image", "FLOP", "FLOPs"),
-    "parameters": ("Parameters", "", "parameters"),
-    "activation_bytes": ("Peak activation memory", "B", "activation bytes"),
-}
-
-
-@dataclass(frozen=True)
-class _Axis:
-    """A quantity on an axis: where it stands in a point, how it is written, its divisor."""
-
-    family: str
-    name: str
-    label: str
-    divisor: float = 1.0
-
-    def values(self, points: Sequence[Point]) -> Array:
-        """Its value in each point, in the axis' unit; NaN where a point does not know it."""
-        return np.array([_value(point, self.family, self.name) for point in points]) / self.divisor
-
-
-@dataclass(frozen=True)
-class _Series:
-    """The points of one method and how they are drawn; finite on both axes, sorted along x.
-
-    `choice` is what marks are chosen by: y, or on test the same metric on validation.
-    """
-
-    method: str
-    points: tuple[Point, ...]
-    x: Array
-    y: Array
-    choice: Array
-    sd: Array
-    color: str
-    marker: str
-    is_amortised: bool
-
-    @property
-    def label(self) -> str:
-        """Method and number of seeds, for a legend."""
-        seeds = sorted({int(point["num_seeds"]) for point in self.points})
-        spread = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]}-{seeds[-1]}"
-        return f"{self.method} ({spread} seed{'' if seeds == [1] else 's'})"
-
-    @property
-    def best(self) -> int:
-        """Row with the largest choice; the cheapest of equals."""
-        return int(np.argmax(self.choice))
-
-    @property
-    def front(self) -> NDArray[np.intp]:
-        """Rows that no cheaper or equally cheap point equals or beats, by rising x and y."""
-        order = np.lexsort((-self.y, self.x))
-        before = np.maximum.accumulate(np.concatenate(([-np.inf], self.y[order][:-1])))
-        return order[self.y[order] > before]
 
 
 def metric_against_conditioning(
@@ -113,12 +55,12 @@ def metric_against_conditioning(
         split: the split that the points were measured on; it is named on the axis.
         main: the exploration's own method; it comes first in colours and legend.
     """
-    x_axis, y_axis = _conditioning_axis(conditioning), _metric_axis(metric, split)
-    series = _series(points, x_axis=x_axis, y_axis=y_axis, main=main)
+    x_axis, y_axis = conditioning_axis(conditioning), metric_axis(metric, split)
+    series = series_of(points, x_axis=x_axis, y_axis=y_axis, main=main)
     figure, axes = _figure()
     for one in series:
         if one.is_amortised:
-            axes.plot(one.x, one.y, color=one.color, linewidth=1.8)
+            axes.plot(one.x, one.y, color=one.color, linewidth=1.8, linestyle=one.dash[0])
             axes.fill_between(
                 one.x, one.y - one.sd, one.y + one.sd, color=one.color, alpha=0.18, linewidth=0
             )
@@ -147,10 +89,11 @@ def metric_against_cost(
     seeds attain, {surface: {name: values}}. The band of a method that has it reaches from the worst
     to the best of these fronts, otherwise one standard deviation around the front of the means.
     """
-    x_axis, y_axis = _cost_axis(points, cost), _metric_axis(metric, split)
-    series = _series(points, x_axis=x_axis, y_axis=y_axis, main=main)
+    x_axis, y_axis = cost_axis(points, cost), metric_axis(metric, split)
+    series = series_of(points, x_axis=x_axis, y_axis=y_axis, main=main)
     figure, axes = _figure()
-    axes.margins(x=0.1)  # room for the names of the settings beside the cheapest points
+    # room for the names of the settings beside the cheapest points
+    axes.margins(x=min(max(0.1, 0.014 * max(len(setting_of(p)) for p in points)), 0.3))
     handles: list[Any] = []
     for one in series:
         surfaces = (attainment or {}).get(one.method) if one.is_amortised else None
@@ -178,7 +121,7 @@ def hypervolume_growth(
     figure, axes = _figure(height=3.4)
     largest = max(history["hypervolume"][-1] for history in histories.values())
     handles = []
-    for method, color in _colors(histories, main).items():
+    for method, color in colors_of(histories, main).items():
         history = histories[method]
         counts = np.asarray(history["num_settings"])
         shares = 100 * np.asarray(history["hypervolume"]) / (largest or 1.0)
@@ -197,7 +140,7 @@ def hypervolume_growth(
 def training_cost_bars(costs: Mapping[str, float], *, main: str) -> Figure:
     """Training seconds of each method (all seeds and grid values together) as bars."""
     figure, axes = _figure(height=1.2 + 0.4 * len(costs))
-    colors = _colors(costs, main)
+    colors = colors_of(costs, main)
     names = list(colors)
     seconds = np.array([costs[name] for name in names])
     divisor, unit = (3600.0, "h") if seconds.max() >= 7200 else (60.0, "min")
@@ -230,13 +173,13 @@ def learning_curves(
     """
     figure = Figure(figsize=(7.5, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    colors = _colors(methods.values(), main)
+    colors = colors_of(methods.values(), main)
     losses = _draw_histories(left, histories, "train_loss", colors=colors, methods=methods)
     _draw_histories(right, histories, metric, colors=colors, methods=methods)
     if losses and min(losses) > 0:
         left.set_yscale("log")
     left.set_ylabel("Training loss")
-    right.set_ylabel(_metric_axis(metric, "val").label)
+    right.set_ylabel(metric_axis(metric, "val").label)
     num_trials = Counter(methods[trial_id] for trial_id in histories)
     handles = [
         Line2D([], [], color=color, label=f"{name} ({num_trials[name]} trained)")
@@ -246,171 +189,9 @@ def learning_curves(
     return figure
 
 
-def frontier_html(
-    points: Sequence[Point],
-    *,
-    metric: str = "dice",
-    cost: str = "macs",
-    conditioning: str = "phi",
-    split: str,
-    main: str,
-    title: str,
-) -> str:
-    """One interactive page: the metric against the cost and against the conditioning.
-
-    The page holds its own copy of plotly.js and asks the network for nothing. Arguments are those
-    of the static figures; `title` heads the page.
-    """
-    y_axis = _metric_axis(metric, split)
-    x_axes = (_cost_axis(points, cost), _conditioning_axis(conditioning))
-    figure = make_subplots(rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.04)
-    for column, x_axis in enumerate(x_axes, start=1):
-        series = _series(points, x_axis=x_axis, y_axis=y_axis, main=main)
-        for one in series:
-            for trace in _traces(one, against_cost=x_axis.family == "costs", split=split):
-                figure.add_trace(trace, row=1, col=column)
-        figure.update_xaxes(title_text=x_axis.label, row=1, col=column)
-    low, high = _limits(series)
-    figure.update_yaxes(range=[low, high])
-    figure.update_yaxes(title_text=y_axis.label, row=1, col=1)
-    figure.update_layout(
-        title={
-            "text": title,
-            "subtitle": {
-                "text": "Lines: front of each method (left), mean over "
-                "seeds (right). Double-click for the whole range; click a name to hide a method."
-            },
-        },
-        template="simple_white",
-        hovermode="closest",
-        legend={
-            "orientation": "h",
-            "y": -0.16,
-            "x": 0.5,
-            "xanchor": "center",
-            "itemsizing": "constant",
-        },
-        margin={"l": 70, "r": 30, "t": 100, "b": 60},
-        font={"size": 14},
-    )
-    page: str = figure.to_html(
-        include_plotlyjs=True,
-        full_html=True,
-        default_height="90vh",
-        config={"displaylogo": False, "responsive": True},
-    )
-    return page
-
-
 def save_png(figure: Figure, path: Path) -> None:
     """Write a figure at 150 dots per inch."""
     figure.savefig(path, dpi=150, format="png")
-
-
-def write_html(page: str, path: Path) -> None:
-    """Write a page as UTF-8."""
-    path.write_text(page, encoding="utf-8")
-
-
-def _value(point: Point, family: str, name: str) -> float:
-    value = point[family].get(name)
-    return float("nan") if value is None else float(value)
-
-
-def _metric_axis(metric: str, split: str) -> _Axis:
-    return _Axis("metrics", metric, f"{_name(metric)} on {split}")
-
-
-def _name(metric: str) -> str:
-    """`Dice`, or `Dice of nucleus` for one label."""
-    name, _, label = metric.partition("/")
-    return name.replace("_", " ").capitalize() + (f" of {label}" if label else "")
-
-
-def _conditioning_axis(name: str) -> _Axis:
-    return _Axis("conditioning", name, _SYMBOLS.get(name, name))
-
-
-def _cost_axis(points: Sequence[Point], cost: str) -> _Axis:
-    name, unit, _ = _cost_words(cost)
-    largest = max((_value(point, "costs", cost) for point in points), default=1.0)
-    divisor, prefix = _si_prefix(largest)
-    written = prefix + unit
-    return _Axis("costs", cost, f"{name} ({written})" if written else name, divisor)
-
-
-def _cost_words(cost: str) -> tuple[str, str, str]:
-    return _COSTS.get(cost, (cost, "", cost))
-
-
-def _si_prefix(value: float) -> tuple[float, str]:
-    scales = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
-    return next(((scale, prefix) for scale, prefix in scales if value >= scale), (1.0, ""))
-
-
-def _colors(methods: Iterable[str], main: str) -> dict[str, str]:
-    """Method to colour: `main` first, the others by name, whatever the order they came in."""
-    names = sorted(set(methods), key=lambda name: (name != main, name))
-    return {name: PALETTE[index % len(PALETTE)] for index, name in enumerate(names)}
-
-
-def _series(points: Sequence[Point], *, x_axis: _Axis, y_axis: _Axis, main: str) -> list[_Series]:
-    """One series for each method that has a point with both values, `main` first.
-
-    Raises:
-        ValueError: no method has one.
-    """
-    colors = _colors((point["method"] for point in points), main)
-    markers = itertools.cycle(_BASELINE_MARKERS)
-    found = []
-    for method, color in colors.items():
-        mine = [point for point in points if point["method"] == method]
-        x, y = x_axis.values(mine), y_axis.values(mine)
-        rows = [row for row in np.argsort(x, kind="stable") if np.isfinite(x[row] + y[row])]
-        if not rows:
-            continue
-        kept = tuple(mine[row] for row in rows)
-        sd = np.nan_to_num([_value(point, "seed_sd", y_axis.name) for point in kept])
-        uses = Counter(trial_id for point in kept for trial_id in point["trial_ids"])
-        is_amortised = max(uses.values(), default=0) > 1
-        marker = "." if is_amortised else next(markers)
-        choice = np.array([_chosen_by(point, y_axis.name) for point in kept])
-        found.append(
-            _Series(method, kept, x[rows], y[rows], choice, sd, color, marker, is_amortised)
-        )
-    if not found:
-        raise ValueError(f"no point has both {x_axis.name!r} and {y_axis.name!r}")
-    return found
-
-
-def _chosen_by(point: Point, metric: str) -> float:
-    """The metric on validation where the point says it, otherwise as drawn."""
-    family = "validation_metrics" if "validation_metrics" in point else "metrics"
-    return _value(point, family, metric)
-
-
-def _setting(point: Point) -> str:
-    """The conditioning in words: `φ 0.25`."""
-    return ", ".join(
-        f"{_SYMBOLS.get(name, name)} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in point["conditioning"].items()
-    )
-
-
-def _limits(series: Sequence[_Series]) -> tuple[float, float]:
-    """A range of y in which a collapse of a few points does not flatten all the others.
-
-    The whole range where that is at most 2.5 times the range of the upper nine tenths of points;
-    otherwise those nine tenths and a quarter more. Points left out are named by `_focus`.
-    """
-    y = np.concatenate([one.y for one in series])
-    low = min(float((one.y - one.sd).min()) for one in series)
-    high = max(float((one.y + one.sd).max()) for one in series)
-    tenth = float(np.percentile(y, 10))
-    span = max(high - tenth, 1e-3)
-    if high - low > 2.5 * span:
-        low = tenth - 0.25 * span
-    return low - 0.04 * (high - low), high + 0.04 * (high - low)
 
 
 def _draw_histories(
@@ -441,9 +222,9 @@ def _draw_histories(
     return drawn
 
 
-def _focus(axes: Axes, series: Sequence[_Series]) -> list[Line2D]:
+def _focus(axes: Axes, series: Sequence[Series]) -> list[Line2D]:
     """Set the range of y; mark what lies below it, and return the legend entry that says so."""
-    low, high = _limits(series)
+    low, high = limits_of(series)
     axes.set_ylim(low, high)
     lowest = min(float(one.y.min()) for one in series)
     if lowest >= low:
@@ -489,10 +270,10 @@ def _draw_legend(figure: Figure, handles: Sequence[Any]) -> None:
 def _finish(
     figure: Figure,
     axes: Axes,
-    series: Sequence[_Series],
+    series: Sequence[Series],
     *,
-    x_axis: _Axis,
-    y_axis: _Axis,
+    x_axis: Axis,
+    y_axis: Axis,
     handles: Sequence[Any] = (),
 ) -> None:
     """Name the axes, fit the range of y, and draw the legend: series, `handles`, what is hidden."""
@@ -505,6 +286,7 @@ def _finish(
             color=one.color,
             label=one.label,
             linewidth=1.8 if one.is_amortised else 0.8,
+            linestyle=one.dash[0],
             marker="" if one.is_amortised else one.marker,
             markersize=4.5,
         )
@@ -513,7 +295,7 @@ def _finish(
     _draw_legend(figure, [*lines, *handles, *_focus(axes, series)])
 
 
-def _draw_errorbars(axes: Axes, one: _Series, rows: NDArray[np.intp], *, linewidth: float) -> None:
+def _draw_errorbars(axes: Axes, one: Series, rows: NDArray[np.intp], *, linewidth: float) -> None:
     axes.errorbar(
         one.x[rows],
         one.y[rows],
@@ -522,6 +304,7 @@ def _draw_errorbars(axes: Axes, one: _Series, rows: NDArray[np.intp], *, linewid
         marker=one.marker,
         markersize=4.5,
         linewidth=linewidth,
+        linestyle=one.dash[0],
         elinewidth=1,
         capsize=2,
     )
@@ -530,8 +313,8 @@ def _draw_errorbars(axes: Axes, one: _Series, rows: NDArray[np.intp], *, linewid
 def _draw_attainment(
     axes: Axes,
     surfaces: Mapping[str, Mapping[str, Sequence[float]]],
-    x_axis: _Axis,
-    y_axis: _Axis,
+    x_axis: Axis,
+    y_axis: Axis,
     *,
     color: str,
     alpha: float,
@@ -544,7 +327,7 @@ def _draw_attainment(
     axes.fill_between(x, low, high, step="post", color=color, alpha=alpha, linewidth=0)
 
 
-def _steps(surface: Mapping[str, Sequence[float]], x: Array, x_axis: _Axis, y_axis: _Axis) -> Array:
+def _steps(surface: Mapping[str, Sequence[float]], x: Array, x_axis: Axis, y_axis: Axis) -> Array:
     """The best metric of a surface at each cost or less; NaN below its cheapest point."""
     costs = np.asarray(surface[x_axis.name]) / x_axis.divisor
     order = np.argsort(costs)
@@ -553,7 +336,7 @@ def _steps(surface: Mapping[str, Sequence[float]], x: Array, x_axis: _Axis, y_ax
     return np.where(last >= 0, best[np.maximum(last, 0)], np.nan)
 
 
-def _draw_front(axes: Axes, one: _Series, *, is_main: bool, has_band: bool) -> None:
+def _draw_front(axes: Axes, one: Series, *, is_main: bool, has_band: bool) -> None:
     """All points faintly, the front as steps; seeds as a band, of a grid as bars."""
     rows = one.front
     axes.scatter(one.x, one.y, s=14, color=one.color, marker=one.marker, alpha=0.3, linewidths=0)
@@ -569,12 +352,12 @@ def _draw_front(axes: Axes, one: _Series, *, is_main: bool, has_band: bool) -> N
         _name_settings(axes, one, rows)
 
 
-def _name_settings(axes: Axes, one: _Series, rows: NDArray[np.intp]) -> None:
+def _name_settings(axes: Axes, one: Series, rows: NDArray[np.intp]) -> None:
     """Write the setting beside a few points of a front, evenly spread over its rows."""
     for row in rows[np.unique(np.linspace(0, len(rows) - 1, 5).round().astype(int))]:
         axes.plot(one.x[row], one.y[row], "o", color=one.color, markersize=4)
         axes.annotate(
-            _setting(one.points[row]),
+            setting_of(one.points[row]),
             (one.x[row], one.y[row]),
             xytext=(-5, 6),
             textcoords="offset points",
@@ -586,7 +369,7 @@ def _name_settings(axes: Axes, one: _Series, rows: NDArray[np.intp]) -> None:
         )
 
 
-def _mark_best(axes: Axes, series: Sequence[_Series], *, main: str) -> tuple[Line2D, ...]:
+def _mark_best(axes: Axes, series: Sequence[Series], *, main: str) -> tuple[Line2D, ...]:
     """Star the best point of `main` and square those of the others; the legend entry for both."""
     marks = {}
     for one in series:
@@ -606,7 +389,7 @@ def _mark_best(axes: Axes, series: Sequence[_Series], *, main: str) -> tuple[Lin
 
 
 def _mark_iso_accuracy(
-    axes: Axes, series: Sequence[_Series], *, metric: str, cost: str, main: str
+    axes: Axes, series: Sequence[Series], *, metric: str, cost: str, main: str
 ) -> list[Line2D]:
     """Mark the cheapest point of `main` as good as the best of all others; its legend entry."""
     ours = next((one for one in series if one.method == main), None)
@@ -623,66 +406,9 @@ def _mark_iso_accuracy(
         ours.x[row], ours.y[row], "D", color=ours.color, markeredgecolor="white", ms=7, zorder=7
     )
     than = f"{abs(saving):.0f} % {'fewer' if saving >= 0 else 'more'}"
-    text = f"same {_name(metric)} as the best {rival.method}, {than} {_cost_words(cost)[2]}"
+    text = f"same {name_of(metric)} as the best {rival.method}, {than} {cost_words(cost)[2]}"
     return [_legend_mark("D", text, size=5)]
 
 
 def _legend_mark(marker: str, label: str, *, size: float) -> Line2D:
     return Line2D([], [], color=_GREY, linestyle="", marker=marker, markersize=size, label=label)
-
-
-def _traces(one: _Series, *, against_cost: bool, split: str) -> list[go.Scatter]:
-    """Front against a cost, mean and spread over seeds otherwise; markers tell all on hovering."""
-    rows = one.front if against_cost else np.arange(len(one.x))
-    shared = {"legendgroup": one.method, "showlegend": False}
-    silent = {**shared, "mode": "lines", "hoverinfo": "skip"}
-    line = go.Scatter(
-        x=one.x[rows],
-        y=one.y[rows],
-        line={"color": one.color, "width": 2, "shape": "hv" if against_cost else "linear"},
-        **silent,
-    )
-    band = go.Scatter(
-        x=np.concatenate((one.x, one.x[::-1])),
-        y=np.concatenate((one.y - one.sd, (one.y + one.sd)[::-1])),
-        fill="toself",
-        fillcolor=one.color,
-        opacity=0.15,
-        line={"width": 0},
-        **silent,
-    )
-    opacity = np.full(len(one.x), 0.3)
-    opacity[rows] = 1.0
-    markers = go.Scatter(
-        x=one.x,
-        y=one.y,
-        mode="markers",
-        marker={
-            "color": one.color,
-            "size": 6 if one.is_amortised else 9,
-            "symbol": "circle" if one.is_amortised else "square",
-            "opacity": opacity,
-        },
-        name=html.escape(one.label),
-        text=[_hover(point, split) for point in one.points],
-        hovertemplate="%{text}<extra></extra>",
-        **{**shared, "showlegend": against_cost},
-    )
-    return [line, markers] if against_cost else [band, line, markers]
-
-
-def _hover(point: Point, split: str) -> str:
-    """What the page says about a point, one fact a line."""
-    lines = [f"<b>{html.escape(point['method'])}</b>  {html.escape(_setting(point))}"]
-    for family, where in (("metrics", split), ("test_metrics", "test")):
-        for name, value in point[family].items():
-            spread = point["seed_sd"].get(name) if family == "metrics" else None
-            text = f"{_name(name)} on {where}: {value:.4f}"
-            lines.append(html.escape(text + (f" ± {spread:.4f}" if spread is not None else "")))
-    for name, value in point["costs"].items():
-        if name in _COSTS:
-            divisor, prefix = _si_prefix(value)
-            label, unit, _ = _COSTS[name]
-            lines.append(f"{label}: {value / divisor:.4g} {prefix}{unit}")
-    num_seeds = point["num_seeds"]
-    return "<br>".join([*lines, f"mean of {num_seeds} seed{'' if num_seeds == 1 else 's'}"])

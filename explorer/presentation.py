@@ -14,7 +14,7 @@ from explorer.quantities import format_quantity
 from explorer.queries import Answer, Bound
 from search_spaces.problem import Objective
 
-MAX_ROWS = 12
+MAX_ROWS = 30
 MIN_WIDTH = 120  # of tables that go into a file or a pipe
 
 
@@ -49,14 +49,16 @@ def show_result(exploration: Exploration) -> None:
 
 
 def show_points(points: Sequence[Point], objectives: Sequence[Objective]) -> None:
-    """A front as a table, thinned evenly when long."""
-    table = Table(title=f"Front on validation: {len(points)} settings")
+    """A front as a table, thinned evenly when long; the title says so."""
+    step = max(1, -(-len(points) // MAX_ROWS))
+    shown = list(points[::-1][::step])[::-1]
+    part = "" if step == 1 else f"{len(shown)} of "
+    whole = "" if step == 1 else "; --json for all"
+    table = Table(title=f"Front on validation: {part}{len(points)} settings{whole}")
     names = [o.name for o in objectives]
     headers = ["setting", *names, f"{names[0]} on test", "seeds"]
     for header in headers:
         table.add_column(header, justify="left" if header == "setting" else "right")
-    step = max(1, -(-len(points) // MAX_ROWS))
-    shown = list(points[::-1][::step])[::-1]
     for point in shown:
         values = {**point.costs, **point.metrics}
         test = point.test_metrics.get(names[0])

@@ -7,18 +7,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from explorer.comparisons import front_statistics, method_costs, method_tables
 from explorer.figures import (
-    frontier_html,
     hypervolume_growth,
     learning_curves,
     metric_against_conditioning,
     metric_against_cost,
     save_png,
     training_cost_bars,
-    write_html,
 )
 from explorer.measurements import Columns
+from explorer.pages import frontier_html, write_html
 from explorer.places import Place, written_locally
 from explorer.queries import PointTable
 from explorer.training import TrialRecord
@@ -51,7 +52,7 @@ def plot_frontier(
             points,
             metric=quality,
             cost=cost,
-            conditioning=conditioning_names(columns)[0],
+            conditioning=next(iter(conditioning_names(columns)), None),
             split=split,
             main=main,
             title=f"{title}: {quality} against {cost}",
@@ -60,16 +61,8 @@ def plot_frontier(
             write_html(page, local)
     elif path.suffix == ".png":
         statistics = front_statistics(columns, method_tables(columns), objectives)
-        figure = metric_against_cost(
-            points,
-            metric=quality,
-            cost=cost,
-            split=split,
-            main=main,
-            attainment=_attainment(statistics, split),
-        )
         with _writing(path) as local:
-            save_png(figure, local)
+            save_png(_fronts(points, statistics, objectives, main=main, split=split), local)
     else:
         raise InputError(f"--plot {path}: expected a file name ending in .html or .png")
 
@@ -90,8 +83,8 @@ def draw(
     *,
     main: str,
     records: Mapping[str, TrialRecord],
-) -> list[Place]:
-    """Draw every figure of an exploration into its folder; return their paths.
+) -> None:
+    """Draw every figure of an exploration into its folder.
 
     Raises:
         RunError: a file cannot be written.
@@ -109,13 +102,8 @@ def draw(
             figures[f"{quality}-against-{name}-{split}"] = metric_against_conditioning(
                 points, metric=quality, conditioning=name, split=split, main=main
             )
-        figures[f"{quality}-against-{cost}-{split}"] = metric_against_cost(
-            points,
-            metric=quality,
-            cost=cost,
-            split=split,
-            main=main,
-            attainment=_attainment(statistics, split),
+        figures[f"{quality}-against-{cost}-{split}"] = _fronts(
+            points, statistics, objectives, main=main, split=split
         )
     figures["hypervolume"] = hypervolume_growth(
         {name: one["hypervolume_history"] for name, one in statistics.items()}, main=main
@@ -128,14 +116,31 @@ def draw(
         metric=quality,
         main=main,
     )
-    paths: list[Place] = []
     for name, figure in figures.items():
-        paths.append(figures_dir / f"{name.replace('/', '-')}.png")
-        with _writing(paths[-1]) as local:
+        path = figures_dir / f"{name.replace('/', '-')}.png"
+        with _writing(path) as local:
             save_png(figure, local)
     page = folder / "frontier.html"
     plot_frontier(page, columns, objectives, main=main, split="val", title=folder.name)
-    return [*paths, page]
+
+
+def _fronts(
+    points: Sequence[Mapping[str, Any]],
+    statistics: Mapping[str, Any],
+    objectives: Sequence[Objective],
+    *,
+    main: str,
+    split: str,
+) -> Figure:
+    """The first objective against the last, all methods' fronts on a split."""
+    return metric_against_cost(
+        points,
+        metric=objectives[0].name,
+        cost=objectives[-1].name,
+        split=split,
+        main=main,
+        attainment=_attainment(statistics, split),
+    )
 
 
 def _attainment(statistics: Mapping[str, Any], split: str) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from explorer.sampling import (
     rounded,
     value_of,
 )
-from search_spaces.errors import InputError, unknown_name
+from search_spaces.errors import InputError
 from search_spaces.problem import Objective
 from search_spaces.space import (
     CategoricalParameter,
@@ -276,17 +276,6 @@ SAMPLERS: dict[str, Callable[[SamplingTask], Sampler]] = {
     "gp": GPSampler,
     "adaptive": AdaptiveSampler,
 }
-
-
-def make_sampler(name: str, task: SamplingTask) -> Sampler:
-    """Build the sampler of that name.
-
-    Raises:
-        InputError: no sampler is called so; the message lists those that are.
-    """
-    if name not in SAMPLERS:
-        raise unknown_name("sampler", name, SAMPLERS)
-    return SAMPLERS[name](task)
 
 
 def _grid_values(parameter: Parameter, num_points: int) -> list[Value]:

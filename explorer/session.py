@@ -58,6 +58,7 @@ from explorer.training import (
     read_record,
     read_weights,
     require_resources,
+    settled_parts,
     train_all,
     trials_of,
 )
@@ -274,7 +275,7 @@ class Session:
             UserError: it could not go on; what was finished is kept.
         """
         self._read_recorded()
-        with ray_session():
+        with ray_session(self.progress):
             with self._timed("training"):
                 records = train_all(self.spec, self.splits, self.folder / "trials", self.progress)
                 self.records = {record.trial.trial_id: record for record in records}
@@ -371,8 +372,8 @@ class Session:
         """Trials that are explored together, one per seed: by method and grid value."""
         groups: dict[str, list[TrialRecord]] = {}
         for record in self.records.values():
-            settled = [f"{name}{value:g}" for name, value in record.trial.settled.items()]
-            groups.setdefault("-".join([record.trial.method, *settled]), []).append(record)
+            name = "-".join([record.trial.method, *settled_parts(record.trial.settled)])
+            groups.setdefault(name, []).append(record)
         return groups
 
     def _validation_units(self, journal_path: Path) -> list[Unit]:

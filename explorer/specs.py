@@ -49,11 +49,19 @@ def _no_boolean(value: object) -> object:
     return value
 
 
+def _quantity_or_text(value: object) -> object:
+    try:
+        return _quantity(value)
+    except ValueError:
+        return value
+
+
 # YAML reads yes, no, on and off as booleans, and Python takes those for numbers
 Number = Annotated[float, BeforeValidator(_no_boolean), Field(allow_inf_nan=False)]
 Whole = Annotated[int, BeforeValidator(_no_boolean), Field(ge=0, le=2**31)]
 Count = Annotated[Whole, Field(ge=1)]
 Quantity = Annotated[Number, BeforeValidator(_quantity)]
+Value = Annotated[Number | str, BeforeValidator(_quantity_or_text)]
 Fraction = Annotated[Number, Field(ge=0, le=1)]
 Range = tuple[Quantity, Quantity]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
@@ -85,12 +93,14 @@ class DatasetSpec(Section):
 class ModelSpec(Section):
     """The primary network and how its weights are conditioned.
 
-    `options` go to the network's constructor. `encoder_widths` and `decoder_widths` together
-    replace `width`.
+    `options` go to the network's constructor. `choices` do too, one value of each at a time: they
+    are conditionings, such as `{interpolation: [linear, nearest]}`, drawn evenly in training.
+    `encoder_widths` and `decoder_widths` together replace `width`.
     """
 
     network: str = "unet"
     options: dict[str, Any] = {}
+    choices: dict[str, Annotated[tuple[str, ...], Field(min_length=2)]] = {}
     width: Width = 16
     stages: Annotated[Whole, Field(ge=2, le=8)] = 5
     encoder_widths: Annotated[Widths, Field(min_length=2)] | None = None
@@ -108,6 +118,12 @@ class ModelSpec(Section):
             raise ValueError("encoder_widths and decoder_widths go together")
         if encoder is not None and decoder is not None and len(decoder) != len(encoder) - 1:
             raise ValueError("decoder_widths must have one entry fewer than encoder_widths")
+        return self
+
+    @model_validator(mode="after")
+    def _choices_are_open(self) -> ModelSpec:
+        for name in self.choices.keys() & self.options.keys():
+            raise ValueError(f"choices: {name} is settled by options; leave it out of one of them")
         return self
 
 
@@ -195,7 +211,7 @@ class BaselineSpec(Section):
     """A method to compare with: a grid of training parameters, or none when it is amortised."""
 
     method: str
-    grid: dict[str, Annotated[tuple[Quantity, ...], Field(min_length=1)]] | None = None
+    grid: dict[str, Annotated[tuple[Value, ...], Field(min_length=1)]] | None = None
 
 
 class ExplorationSpec(Section):
@@ -232,8 +248,13 @@ class ExplorationSpec(Section):
 
     @property
     def digest(self) -> str:
-        """The same for equal specs."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        """The same for equal specs; the order of objectives and choices counts, which have one."""
+        data = self.model_dump(mode="json")
+        for section, key in (("explore", "objectives"), ("model", "choices")):
+            mapping = data[section][key] or {}
+            if list(mapping) != sorted(mapping):
+                data[section][key] = list(mapping.items())
+        text = json.dumps(data, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def to_yaml(self) -> str:

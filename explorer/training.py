@@ -147,6 +147,7 @@ def build_trainable(
         network=find("networks", model.network, NETWORKS, spec.extensions),
         network_name=model.network,
         network_options=model.options,
+        network_choices=model.choices,
     )
     try:
         return construct(segmentation, settled)
@@ -154,6 +155,8 @@ def build_trainable(
         if "keyword argument" not in str(error):
             raise
         raise InputError(f"model.options of {model.network}: {error}") from None
+    except ValueError as error:
+        raise InputError(f"model: {model.network}: {error}") from None
 
 
 def train_config(spec: ExplorationSpec, trainable: Trainable, trial: Trial) -> TrainConfig:
@@ -191,10 +194,18 @@ def trials_of(
         for values in itertools.product(*grid.values()):
             settled: Config = dict(zip(grid, values, strict=True))
             for rate, seed in itertools.product(rates[baseline.method], seeds):
-                parts = [baseline.method, *(f"{n}{v:g}" for n, v in settled.items())]
+                parts = [baseline.method, *settled_parts(settled)]
                 parts += [f"lr{rate:g}"] * name_rate + [f"s{seed}"]
                 trials.append(Trial("-".join(parts), baseline.method, seed, rate, settled))
     return trials
+
+
+def settled_parts(settled: Config) -> list[str]:
+    """Parts of the name of a training or of a group of them: `phi0.4`, `interpolation-nearest`."""
+    return [
+        f"{name}-{value}" if isinstance(value, str) else f"{name}{value:g}"
+        for name, value in settled.items()
+    ]
 
 
 def train_all(
@@ -400,6 +411,8 @@ def root_cause(error: BaseException) -> BaseException:
     """What a worker raised, without the wrappers that carried it here."""
     if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, BaseException):
         return root_cause(error.cause)
+    if isinstance(error, ray.train.ControllerError):
+        return root_cause(error.controller_failure)
     workers = getattr(error, "worker_failures", None)
     if workers:
         return root_cause(next(iter(workers.values())))
@@ -498,6 +511,20 @@ class WorkerContext:
         return prepared
 
 
+class _EndAtMistakes(ray.train.UserCallback):
+    """Ends a run at a user's error, which every other attempt would meet again.
+
+    What a callback raises Ray Train passes on; other failures it takes for a lost worker's.
+    """
+
+    def after_exception(
+        self, run_context: Any, worker_exceptions: Mapping[int, BaseException]
+    ) -> None:
+        for cause in map(root_cause, worker_exceptions.values()):
+            if isinstance(cause, UserError):
+                raise cause
+
+
 def _tune_trial(
     config: dict[str, Any], spec: ExplorationSpec, data: list[ray.ObjectRef[Any]]
 ) -> None:
@@ -525,9 +552,9 @@ def _tune_trial(
             name=f"{trial.trial_id}-{digest}",
             storage_path=storage_path,
             storage_filesystem=storage_filesystem,
-            failure_config=ray.train.FailureConfig(max_failures=2),
+            failure_config=ray.train.FailureConfig(max_failures=2),  # for lost workers
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-            callbacks=[TuneReportCallback()],  # type: ignore[list-item, no-untyped-call]  # ray's
+            callbacks=[TuneReportCallback(), _EndAtMistakes()],  # type: ignore[list-item, no-untyped-call]  # ray's
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     )
@@ -591,10 +618,10 @@ def keep_record(trial: Trial, result: TrainResult, folder: Place) -> None:
 
 
 @contextmanager
-def ray_session() -> Iterator[None]:
+def ray_session(progress: ProgressReport | None = None) -> Iterator[None]:
     """Join the cluster that RAY_ADDRESS names, or start a private one for the time being.
 
-    A session that is already there is used and left alone.
+    A session that is already there is used and left alone; `progress` is told of another.
 
     Raises:
         RunError: the cluster cannot be reached.
@@ -605,6 +632,8 @@ def ray_session() -> Iterator[None]:
         yield
         return
     address = os.environ.get("RAY_ADDRESS")
+    if progress is not None:
+        progress.say(f"joining Ray at {address}" if address else "starting Ray on this machine")
     if address:
         _probe(address)
     handler = signal.getsignal(signal.SIGTERM)

@@ -6,28 +6,40 @@ Imaging", sections 3 and C.2.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
 from search_spaces.problem import Objective, Problem
-from search_spaces.space import FloatParameter, SearchSpace
+from search_spaces.space import CategoricalParameter, FloatParameter, SearchSpace
 
 KNOWN_COSTS = ("macs", "flops", "parameters", "activation_bytes")
+NO_CHOICES: Mapping[str, Sequence[str]] = MappingProxyType({})
 
 
-def rescaling_space(*, num_factors: int = 1) -> SearchSpace:
+def rescaling_space(
+    *, num_factors: int = 1, choices: Mapping[str, Sequence[str]] = NO_CHOICES
+) -> SearchSpace:
     """One factor `phi` for all steps, or `phi_0` .. `phi_{num_factors - 1}`; each in [0, 1].
 
+    Then a category for each of the `choices`, name to values: how else the network may be set.
+
     Raises:
-        ValueError: `num_factors` is below one.
+        ValueError: `num_factors` is below one, or a category has no two choices or a factor's name.
     """
     if num_factors < 1:
         raise ValueError(f"num_factors must be at least 1, got {num_factors}")
     names = ["phi"] if num_factors == 1 else [f"phi_{index}" for index in range(num_factors)]
-    return SearchSpace(tuple(FloatParameter(name, 0.0, 1.0) for name in names))
+    factors = [FloatParameter(name, 0.0, 1.0) for name in names]
+    categories = [CategoricalParameter(name, tuple(values)) for name, values in choices.items()]
+    return SearchSpace((*factors, *categories))
 
 
-def rescaling_problem(*, num_factors: int = 1) -> Problem:
-    """Segmentation overlap against multiply-adds, as a function of the rescaling factors."""
+def rescaling_problem(
+    *, num_factors: int = 1, choices: Mapping[str, Sequence[str]] = NO_CHOICES
+) -> Problem:
+    """Segmentation overlap against multiply-adds, as a function of `rescaling_space`."""
     return Problem(
-        space=rescaling_space(num_factors=num_factors),
+        space=rescaling_space(num_factors=num_factors, choices=choices),
         objectives=(Objective("dice", "maximize"), Objective("macs", "minimize", "MAC")),
         known_costs=KNOWN_COSTS,
     )

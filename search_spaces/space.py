@@ -49,13 +49,16 @@ class FloatParameter:
         if self.log and self.low <= 0:
             raise ValueError(f"{self.name}: a logarithmic range needs low > 0, got {self.low}")
 
+    @property
+    def domain(self) -> str:
+        """The values in words."""
+        return f"in [{self.low:g}, {self.high:g}]"
+
     def validate(self, value: object) -> float:
         """Return `value` as a float inside the range, or raise InputError naming the parameter."""
         number = _number(self.name, value)
         if not self.low <= number <= self.high:
-            raise InputError(
-                f"{self.name} must be in [{self.low:g}, {self.high:g}], got {number:g}"
-            )
+            raise InputError(f"{self.name} must be {self.domain}, got {number:g}")
         return number
 
     def to_unit(self, value: object) -> float:
@@ -72,6 +75,10 @@ class FloatParameter:
         else:
             value = self.low + u * (self.high - self.low)
         return min(max(value, self.low), self.high)
+
+    def to_features(self, value: object) -> tuple[float, ...]:
+        """What a network reads of a value: its unit value."""
+        return (self.to_unit(value),)
 
 
 @dataclass(frozen=True)
@@ -91,13 +98,18 @@ class IntParameter:
         if self.low >= self.high:
             raise ValueError(f"{self.name}: expected low < high, got [{self.low}, {self.high}]")
 
+    @property
+    def domain(self) -> str:
+        """The values in words."""
+        return f"in [{self.low}, {self.high}]"
+
     def validate(self, value: object) -> int:
         """Return `value` as an int inside the range, or raise InputError naming the parameter."""
         number = _number(self.name, value)
         if number != round(number):
             raise InputError(f"{self.name} must be a whole number, got {number:g}")
         if not self.low <= number <= self.high:
-            raise InputError(f"{self.name} must be in [{self.low}, {self.high}], got {number:g}")
+            raise InputError(f"{self.name} must be {self.domain}, got {number:g}")
         return int(number)
 
     def to_unit(self, value: object) -> float:
@@ -107,6 +119,10 @@ class IntParameter:
     def from_unit(self, u: float) -> int:
         """Map u in [0, 1] to the nearest value."""
         return min(max(round(self.low + u * (self.high - self.low)), self.low), self.high)
+
+    def to_features(self, value: object) -> tuple[float, ...]:
+        """What a network reads of a value: its unit value."""
+        return (self.to_unit(value),)
 
 
 @dataclass(frozen=True)
@@ -127,10 +143,15 @@ class CategoricalParameter:
                 f"{self.name}: expected at least two different choices, got {self.choices}"
             )
 
+    @property
+    def domain(self) -> str:
+        """The values in words."""
+        return f"one of {', '.join(self.choices)}"
+
     def validate(self, value: object) -> str:
         """Return `value` if it is a choice, or raise InputError listing the choices."""
         if not isinstance(value, str) or value not in self.choices:
-            raise InputError(f"{self.name} must be one of {', '.join(self.choices)}, got {value!r}")
+            raise InputError(f"{self.name} must be {self.domain}, got {value!r}")
         return value
 
     def to_unit(self, value: object) -> float:
@@ -140,6 +161,11 @@ class CategoricalParameter:
     def from_unit(self, u: float) -> str:
         """Map u in [0, 1] to the choice in whose bin it falls."""
         return self.choices[min(int(u * len(self.choices)), len(self.choices) - 1)]
+
+    def to_features(self, value: object) -> tuple[float, ...]:
+        """What a network reads of a choice: one for it and zero for every other, one-hot."""
+        chosen = self.validate(value)
+        return tuple(float(choice == chosen) for choice in self.choices)
 
 
 Parameter: TypeAlias = FloatParameter | IntParameter | CategoricalParameter
@@ -227,6 +253,11 @@ class SearchSpace:
         """Return (n, d) unit values in [0, 1], one column per parameter in order."""
         rows = [[p.to_unit(config[p.name]) for p in self.parameters] for config in configs]
         return np.array(rows, dtype=np.float64).reshape(len(configs), len(self))
+
+    def features(self, configs: Sequence[Mapping[str, object]]) -> NDArray[np.float64]:
+        """Return (n, e) inputs of a network: unit numbers, and categories one-hot."""
+        rows = [[x for p in self.parameters for x in p.to_features(c[p.name])] for c in configs]
+        return np.array(rows, dtype=np.float64).reshape(len(configs), -1)
 
     def decode(self, units: NDArray[np.float64]) -> list[Config]:
         """Return the n configurations of an (n, d) array of unit values; inverts `encode`."""

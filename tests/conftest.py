@@ -10,10 +10,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from explorer.measurements import Measurement
 
 # Read when ray and mlflow are imported or started, so set before any test module is.
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -116,6 +120,75 @@ def ray_cluster() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+def row(
+    phi: float | None,
+    dice: float | None,
+    macs: float | None = None,
+    *,
+    method: str = "sshn",
+    seed: int = 0,
+    split: str = "val",
+    **changes: Any,
+) -> dict[str, Any]:
+    """A row of a table of measurements, by column; multiply-adds rise with phi unless given."""
+    return {
+        "trial_id": f"{method}-s{seed}",
+        "method": method,
+        "seed": seed,
+        "split": split,
+        "setting_id": f"phi{phi}",
+        "evaluation_s": 0.5,
+        "conditioning/phi": phi,
+        "metric/dice": dice,
+        "se/dice": 0.01,
+        "cost/macs": 1e6 * (1 + (phi or 0)) if macs is None else macs,
+        "cost/train_s": 10.0,
+    } | changes
+
+
+def columns_of(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """Rows as one array per column, as `measurements.columns_of` gives them."""
+    columns = {}
+    for name in dict.fromkeys(name for each in rows for name in each):
+        values = [each.get(name) for each in rows]
+        if any(isinstance(value, str) for value in values):
+            columns[name] = np.array(values, dtype=object)
+        else:
+            columns[name] = np.array([np.nan if v is None else v for v in values], dtype=float)
+    return columns
+
+
+def measured(
+    phi: float,
+    dice: float,
+    *,
+    method: str = "sshn",
+    seed: int = 0,
+    split: str = "val",
+    **changes: Any,
+) -> "Measurement":
+    """The measurement of a setting of `asked-1`; one label lies 0.1 lower."""
+    from explorer.measurements import Measurement, setting_id
+
+    fields = {
+        "exploration_id": "asked-1",
+        "trial_id": f"{method}-s{seed}",
+        "method": method,
+        "seed": seed,
+        "split": split,
+        "data_digest": "0",
+        "code_version": "0",
+        "setting_id": setting_id({"phi": phi}),
+        "num_samples": 8,
+        "evaluation_s": 0.1,
+        "time": 0.0,
+        "conditioning": {"phi": phi},
+        "metrics": {"dice": dice, "dice/region1": dice - 0.1},
+        "costs": {"macs": 1e6 * (1 + phi), "train_s": 1.0},
+    }
+    return Measurement(**{**fields, **changes})
 
 
 TINY_SPEC = """\

@@ -1,8 +1,9 @@
 """Networks whose weights are a function of a conditioning.
 
 A conditioned network answers one question, `weights(conditioning)`, and the primary network runs
-with the answer; after training that answer is all that is kept. Shapes: d conditioning
-parameters encoded to e inputs; h features of the hypernetwork's last hidden layer.
+with the answer; after training that answer is all that is kept. Shapes: d features of a
+conditioning, numbers in [0, 1] and categories one-hot, encoded to e inputs; h features of the
+hypernetwork's last hidden layer.
 """
 
 from __future__ import annotations
@@ -135,14 +136,24 @@ class ConditionedNetwork(nn.Module):
         self.primary = primary
 
     def weights(self, z: Tensor) -> dict[str, Tensor]:
-        """Return every weight of the primary network, by name, at unit conditioning z (d,)."""
+        """Return every weight of the primary network, by name, at the conditioning z (d,)."""
         return dict(self.primary.named_parameters())
 
-    def forward(self, x: Tensor, factors: Sequence[float], z: Tensor) -> Tensor:
-        """Run the primary network on images x with the weights at z."""
+    def forward(
+        self,
+        x: Tensor,
+        factors: Sequence[float],
+        z: Tensor,
+        structure: nn.Module | None = None,
+    ) -> Tensor:
+        """Run the primary network on images x with the weights at z.
+
+        `structure` has the same weights and is run in its place: what else is chosen at z.
+        """
         with torch.autocast(x.device.type, enabled=False):
             weights = self.weights(z)
-        output: Tensor = functional_call(self.primary, weights, (x, factors))
+        network = self.primary if structure is None else structure
+        output: Tensor = functional_call(network, weights, (x, factors))
         return output
 
 
@@ -151,8 +162,8 @@ class HyperConditionedNetwork(ConditionedNetwork):
 
     Args:
         primary: gives the names and shapes of the weights.
-        centre: unit conditioning (d,) in the middle of what training draws.
-        encoding: of the unit conditioning, a name in `ENCODINGS`.
+        centre: features (d,) in the middle of what training draws.
+        encoding: of the features, a name in `ENCODINGS`.
         hidden_sizes: see `Hypernetwork`.
         initialisation: see `Hypernetwork`.
         generator: source of the random numbers.
@@ -195,8 +206,8 @@ class FilmConditionedNetwork(ConditionedNetwork):
 
     Args:
         primary: the network that is modulated; its weights are trained too.
-        centre: unit conditioning (d,) in the middle of what training draws.
-        encoding: of the unit conditioning, a name in `ENCODINGS`.
+        centre: features (d,) in the middle of what training draws.
+        encoding: of the features, a name in `ENCODINGS`.
         hidden_sizes: of the network that predicts gamma and beta; see `Hypernetwork`.
         generator: source of the random numbers.
 

@@ -6,6 +6,7 @@ Imaging"; eq. 2, sections 4.3 and 4.4.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,7 +20,7 @@ from search_spaces.errors import InputError
 from search_spaces.rescaling import rescaling_problem
 from search_spaces.space import Config
 from trainables.base import Stage
-from trainables.cost import Rounding, Size, costs
+from trainables.cost import Operation, Rounding, Size, costs
 from trainables.hypernetwork import (
     ConditionedNetwork,
     FilmConditionedNetwork,
@@ -52,6 +53,7 @@ class SegmentationModel:
         network: constructs the primary network; see `trainables.networks.base`.
         network_name: what it is called in `NETWORKS`.
         network_options: further keywords of its constructor.
+        network_choices: keywords of it, each with values between which the conditioning chooses.
     """
 
     in_channels: int
@@ -69,9 +71,10 @@ class SegmentationModel:
     network: Callable[..., nn.Module] = field(default=UNet, repr=False)  # a repr with no address
     network_name: str = "unet"
     network_options: Mapping[str, Any] = field(default_factory=dict)
+    network_choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-# of a primary network, the model, the centre of the conditioning (d,), and random numbers
+# of a primary network, the model, the centre of the features (d,), and random numbers
 Conditioner: TypeAlias = Callable[
     [nn.Module, SegmentationModel, Tensor, torch.Generator], ConditionedNetwork
 ]
@@ -103,16 +106,19 @@ class MaterializedNetwork(nn.Module):
 class ScaleSpaceSegmentation:
     """Segmentation whose network shrinks its features by a factor phi, or by one per level.
 
+    Options of the network may be conditionings too: `model.network_choices`.
+
     Args:
         method: `sshn`, `fixed`, `stochastic` or `film`.
         model: network and data shape.
-        settled: rescaling factors that are training parameters (the `fixed` baseline); when
+        settled: a setting whose parameters are training parameters (the `fixed` baseline); when
             given, nothing is drawn while training.
         condition: how the primary network's weights follow the conditioning; by default as the
             shipped method of that name does.
 
     Raises:
-        InputError: factors outside [0, 1], or a `num_factors` that the network does not have.
+        InputError: factors outside [0, 1], a `num_factors` that the network does not have, or
+            choices that it does not have or that change its weights' names or shapes.
     """
 
     def __init__(
@@ -125,7 +131,7 @@ class ScaleSpaceSegmentation:
     ) -> None:
         self.method, self.model = method, model
         self.condition = condition or CONDITIONED_NETWORKS[method]
-        problem = rescaling_problem(num_factors=model.num_factors)
+        problem = rescaling_problem(num_factors=model.num_factors, choices=model.network_choices)
         self.space = problem.space
         self.settled: Config = self.space.validate(settled) if settled else {}
         self.problem = problem.demoted() if settled else problem
@@ -143,11 +149,17 @@ class ScaleSpaceSegmentation:
                 f"model.num_factors must be 1 or the number of downsampling steps, "
                 f"{self.skeleton.num_rescalings}; got {model.num_factors}"
             )
+        shapes = [_shapes(structure) for structure in self.structures.values()]
+        if any(own != shapes[0] for own in shapes):
+            raise InputError(
+                f"model.choices: expected options that leave the weights' names and shapes alone; "
+                f"{', '.join(model.network_choices)} change them"
+            )
 
     def __repr__(self) -> str:
         return f"ScaleSpaceSegmentation({self.method!r}, {self.model!r}, {self.settled!r})"
 
-    def _primary(self) -> Any:
+    def _primary(self, **choices: str) -> Any:
         return self.model.network(
             in_channels=self.model.in_channels,
             out_channels=len(self.model.labels) + 1,
@@ -155,14 +167,36 @@ class ScaleSpaceSegmentation:
             decoder_widths=self.model.decoder_widths,
             num_dims=len(self.model.size),
             rounding=self.model.rounding,
-            **self.model.network_options,
+            **{**self.model.network_options, **choices},
         )
 
     @cached_property
-    def skeleton(self) -> Any:
-        """The primary network without storage: structure for costs and materialised weights."""
+    def structures(self) -> dict[tuple[str, ...], Any]:
+        """The primary network without storage for each combination of choices."""
+        names = list(self.model.network_choices)
         with torch.device("meta"):
-            return self._primary()
+            return {
+                values: self._primary(**dict(zip(names, values, strict=True)))
+                for values in itertools.product(*self.model.network_choices.values())
+            }
+
+    @property
+    def skeleton(self) -> Any:
+        """The primary network without storage, at the first of all choices."""
+        return next(iter(self.structures.values()))
+
+    def structure(self, conditioning: Config) -> Any:
+        """The primary network without storage, as a setting chooses it."""
+        setting = self.setting(conditioning)
+        return self.structures[tuple(str(setting[name]) for name in self.model.network_choices)]
+
+    def setting(self, conditioning: Config) -> Config:
+        """Every parameter's value, the settled ones too, in column order.
+
+        Raises:
+            InputError: a value is missing, unknown or outside its range.
+        """
+        return self.space.validate({**self.settled, **conditioning})
 
     @cached_property
     def num_parameters(self) -> int:
@@ -170,32 +204,32 @@ class ScaleSpaceSegmentation:
         return sum(parameter.numel() for parameter in self.skeleton.parameters())
 
     def factors(self, conditioning: Config) -> tuple[float, ...]:
-        """One rescaling factor per downsampling step.
-
-        Raises:
-            InputError: a factor is missing, unknown or outside [0, 1].
-        """
-        values = self.space.validate({**self.settled, **conditioning}).values()
+        """One rescaling factor per downsampling step; raises as `setting` does."""
+        values = list(self.setting(conditioning).values())[: self.model.num_factors]
         repeats = self.skeleton.num_rescalings if self.model.num_factors == 1 else 1
         return tuple(float(value) for value in values) * repeats
 
     def encoded(self, conditioning: Config, device: torch.device) -> Tensor:
-        """Unit conditioning z (d,) in [0, 1]."""
-        values = self.space.encode([{**self.settled, **conditioning}])[0]
+        """Features z (d,) in [0, 1]: the factors, then the choices one-hot."""
+        values = self.space.features([{**self.settled, **conditioning}])[0]
         return torch.tensor(values, dtype=torch.float32, device=device)
 
     def build(self, seed: int) -> ConditionedNetwork:
         generator = torch.Generator().manual_seed(seed)
         primary = self._primary()
         initialise_primary(primary, generator=generator)
-        centre = torch.tensor(self.model.centre or (0.5,) * len(self.space))
+        factors = self.model.centre or (0.5,) * self.model.num_factors
+        choices = self.model.network_choices.values()
+        shares = [1 / len(values) for values in choices for _ in values]
+        centre = torch.tensor([*factors, *shares])
         return self.condition(primary, self.model, centre, generator)
 
     def loss(
         self, module: nn.Module, images: Tensor, masks: Tensor, conditioning: Config, stage: str
     ) -> Tensor:
         z = self.encoded(conditioning, images.device)
-        logits = module(images, self.factors(conditioning), z).float()
+        structure = self.structure(conditioning)
+        logits = module(images, self.factors(conditioning), z, structure).float()
         criterion = soft_dice_loss if stage == "soft_dice" else cross_entropy
         return criterion(logits, masks)
 
@@ -204,7 +238,9 @@ class ScaleSpaceSegmentation:
         assert isinstance(module, ConditionedNetwork)
         device = next(module.parameters()).device
         weights = module.weights(self.encoded(conditioning, device))
-        return MaterializedNetwork(self.skeleton, weights, self.factors(conditioning))
+        return MaterializedNetwork(
+            self.structure(conditioning), weights, self.factors(conditioning)
+        )
 
     def evaluate(self, network: nn.Module, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
         labels = self.model.labels
@@ -213,13 +249,22 @@ class ScaleSpaceSegmentation:
         return {"dice": mean_over_labels(dice), **per_label}
 
     def costs(self, conditioning: Config) -> dict[str, float]:
-        operations = self.skeleton.operations(self.model.size, self.factors(conditioning))
-        return costs(operations, num_parameters=self.num_parameters)
+        return costs(self._operations(conditioning), num_parameters=self.num_parameters)
 
     def sizes(self, conditioning: Config) -> dict[str, list[int]]:
-        operations = self.skeleton.operations(self.model.size, self.factors(conditioning))
+        operations = self._operations(conditioning)
         stages = [one for one in operations if one.name.endswith((".conv1", "head"))]
         return {one.name.removesuffix(".conv1"): list(one.size) for one in stages or operations}
+
+    def _operations(self, conditioning: Config) -> list[Operation]:
+        found: list[Operation] = self.structure(conditioning).operations(
+            self.model.size, self.factors(conditioning)
+        )
+        return found
+
+
+def _shapes(network: nn.Module) -> dict[str, torch.Size]:
+    return {name: parameter.shape for name, parameter in network.named_parameters()}
 
 
 def _hyper(

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from search_spaces.errors import InputError, RunError
-from search_spaces.space import Config, Parameter, SearchSpace
+from search_spaces.space import CategoricalParameter, Config, Parameter, SearchSpace
 from trainables.base import Arrays, Precision, Trainable, TrainConfig, TrainContext
 
 NUM_VALIDATION_SETTINGS = 5
@@ -431,11 +431,22 @@ def draw(
 def validation_settings(
     space: SearchSpace, prior: Mapping[str, tuple[float, float]]
 ) -> list[Config]:
-    """Five settings on the diagonal of the prior, at the centres of its fifths."""
+    """Five settings on the diagonal of the prior, at the centres of its fifths.
+
+    Categories pass through their fifths in another order than numbers do, so that the first
+    choices are not validated at small numbers alone.
+    """
     if not len(space):
         return [{}]
-    fifths = [(index + 0.5) / NUM_VALIDATION_SETTINGS for index in range(NUM_VALIDATION_SETTINGS)]
-    return [{p.name: p.from_unit(_in_prior(p, prior, u)) for p in space} for u in fifths]
+    n = NUM_VALIDATION_SETTINGS
+    steps = [2 if isinstance(p, CategoricalParameter) else 1 for p in space]
+    return [
+        {
+            p.name: p.from_unit(_in_prior(p, prior, (index * step % n + 0.5) / n))
+            for p, step in zip(space, steps, strict=True)
+        }
+        for index in range(n)
+    ]
 
 
 def _in_prior(p: Parameter, prior: Mapping[str, tuple[float, float]], u: float) -> float:

@@ -1,6 +1,7 @@
 """Questions on the command line, asked of a folder that holds a table and nothing else."""
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -8,32 +9,13 @@ import pytest
 from typer.testing import CliRunner
 
 from explorer.cli import app
-from explorer.measurements import Measurement, measurements_table, setting_id
+from explorer.measurements import measurements_table
 from explorer.specs import load_spec
-from explorer.store import measurements_store, write_json, write_text
+from explorer.store import measurements_store, set_state, write_json, write_text
 from search_spaces.errors import InputError
+from tests.conftest import measured
 
 CURVES = {"sshn": ((0.0, 0.5), (0.1, 0.8), (0.3, 0.9), (0.5, 0.92)), "fixed": ((0.5, 0.85),)}
-
-
-def measured(method: str, phi: float, dice: float, seed: int) -> Measurement:
-    conditioning = {"phi": phi}
-    return Measurement(
-        exploration_id="asked-1",
-        trial_id=f"{method}-s{seed}",
-        method=method,
-        seed=seed,
-        split="val",
-        data_digest="0",
-        code_version="0",
-        setting_id=setting_id(conditioning),
-        num_samples=8,
-        evaluation_s=0.1,
-        time=0.0,
-        conditioning=conditioning,
-        metrics={"dice": dice - 0.02 * seed, "dice/region1": dice - 0.1},
-        costs={"macs": 1e6 * (1 + phi), "train_s": 1.0},
-    )
 
 
 @pytest.fixture
@@ -46,13 +28,27 @@ def runs_dir(tmp_path: Path) -> Path:
     ]
     write_json(folder / "state.json", {"status": "finished", "objectives": objectives})
     rows = [
-        measured(method, phi, dice, seed)
+        measured(phi, dice - 0.02 * seed, method=method, seed=seed)
         for method, curve in CURVES.items()
         for seed in (0, 1)
         for phi, dice in curve
     ]
     measurements_store(folder).append(measurements_table(rows))
     return tmp_path
+
+
+@pytest.fixture
+def say(runs_dir: Path) -> Any:
+    """A question for people: exit code, stdout and stderr."""
+
+    def command(*arguments: str) -> tuple[int, str, str]:
+        name, *others = arguments
+        done = CliRunner().invoke(app, [name, "asked-1", *others, "--runs-dir", str(runs_dir)])
+        if isinstance(done.exception, Exception) and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return done.exit_code, done.stdout, done.stderr
+
+    return command
 
 
 @pytest.fixture
@@ -99,6 +95,50 @@ def test_knee_takes_bounds_and_filters_but_no_objective(ask: Any) -> None:
     assert ask("--knee", "--min", "dice=2")[0] == 3
     with pytest.raises(InputError, match="--knee is of the exploration's own objectives"):
         ask("--knee", "--minimize", "macs")
+
+
+def test_knee_leaves_refining_out(ask: Any) -> None:
+    with pytest.raises(InputError, match="--knee is of the points that there are: leave --refine"):
+        ask("--knee", "--refine", "3")
+
+
+@pytest.mark.parametrize("status", ["running", "interrupted", "finished"])
+@pytest.mark.parametrize("command", ["query", "frontier"])
+def test_answer_from_an_unfinished_exploration_says_so(
+    ask: Any, say: Any, runs_dir: Path, status: str, command: str
+) -> None:
+    set_state(runs_dir / "asked-1", status=status)
+    assert ask(command=command)[1]["status"] == status
+    remedy = "; explorer resume asked-1 carries it on" if status == "interrupted" else ""
+    told = f"asked-1 is {status}: this is of what it has measured so far{remedy}\n"
+    assert say(command)[2] == ("" if status == "finished" else told)
+
+
+def test_front_is_printed_whole_or_says_that_it_is_not(say: Any, runs_dir: Path) -> None:
+    def more(first: int, last: int) -> None:
+        rows = [measured(0.5 + n / 100, 0.92 + n / 1000) for n in range(first, last)]
+        table = measurements_table(rows)
+        measurements_store(runs_dir / "asked-1").append(table, part=f"more-{first}")
+
+    more(1, 27)
+    code, said, _ = say("frontier")
+    assert code == 0
+    assert "Front on validation: 30 settings" in said
+    assert said.count("phi = ") == 30
+    more(27, 28)
+    said = say("frontier")[1]
+    assert "Front on validation: 16 of 31 settings; --json for all" in said
+    assert said.count("phi = ") == 16
+
+
+def test_time_of_creation_is_a_date_for_people_and_a_number_for_programs(
+    ask: Any, say: Any, runs_dir: Path
+) -> None:
+    set_state(runs_dir / "asked-1", created=1.75e9)
+    assert ask(command="show")[1]["created"] == 1.75e9
+    (line,) = (one for one in say("show")[1].splitlines() if one.startswith("created: "))
+    created = datetime.fromisoformat(line.removeprefix("created: "))
+    assert created.timestamp() == 1.75e9
 
 
 def test_data_set_is_checked(ask: Any) -> None:

@@ -9,35 +9,10 @@ from scipy import stats
 from explorer.comparisons import compare, method_costs, paired_difference, paired_differences
 from search_spaces.errors import InputError
 from search_spaces.problem import Objective
+from tests.conftest import columns_of, row
 
 DICE = Objective("dice", "maximize")
 MACS = Objective("macs", "minimize", "MAC")
-
-
-def columns_of(rows):
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {
-        name: np.array(
-            [row.get(name, np.nan) for row in rows],
-            dtype=object if any(isinstance(row.get(name), str) for row in rows) else float,
-        )
-        for name in names
-    }
-
-
-def row(method, phi, dice, *, seed=0, split="val", trial=None, train_s=10.0, macs=None):
-    return {
-        "trial_id": trial or f"{method}-s{seed}",
-        "method": method,
-        "seed": seed,
-        "split": split,
-        "setting_id": f"phi{phi}",
-        "evaluation_s": 0.5,
-        "conditioning/phi": phi,
-        "metric/dice": dice,
-        "cost/macs": 1e6 * (1 + phi) if macs is None else macs,
-        "cost/train_s": train_s,
-    }
 
 
 def sample(method, phi, image, dice, *, seed=0):
@@ -179,6 +154,14 @@ def test_unknown_conditioning_in_a_range_is_refused():
         )
 
 
+def test_category_has_no_range_to_compare_within():
+    rows = [{**sample("sshn", 0.1, "a", 0.9), "conditioning/mode": "linear"}]
+    with pytest.raises(InputError, match="mode is a category: it has choices, not a range"):
+        paired_differences(
+            columns_of(rows), method="sshn", metric="dice", ranges={"mode": (0.0, 1.0)}
+        )
+
+
 # From the table of measurements
 
 
@@ -186,20 +169,12 @@ def hand_made():
     rows = []
     for split, drop in (("val", 0.0), ("test", 0.02)):
         for seed in (0, 1):
+            shared = {"seed": seed, "split": split}
             for phi, dice in ((0.0, 0.7), (0.25, 0.9), (0.5, 0.88)):
-                rows.append(row("sshn", phi, dice - drop, seed=seed, split=split, train_s=12.0))
+                rows.append(row(phi, dice - drop, **shared, **{"cost/train_s": 12.0}))
             for phi, dice in ((0.25, 0.80), (0.5, 0.89)):
-                rows.append(
-                    row(
-                        "fixed",
-                        phi,
-                        dice - drop,
-                        seed=seed,
-                        split=split,
-                        trial=f"fixed-phi{phi}-s{seed}",
-                        train_s=10.0,
-                    )
-                )
+                trial_id = f"fixed-phi{phi}-s{seed}"
+                rows.append(row(phi, dice - drop, method="fixed", trial_id=trial_id, **shared))
     return rows
 
 
@@ -276,7 +251,7 @@ def test_comparison_tells_the_gain_at_equal_cost_and_dominance():
 
 
 def test_one_seed_has_no_attainment_and_no_common_costs_no_mean_gain():
-    rows = [row("sshn", 0.1, 0.5), row("fixed", 0.2, 0.9, trial="fixed-phi0.2-s0")]
+    rows = [row(0.1, 0.5), row(0.2, 0.9, method="fixed", trial_id="fixed-phi0.2-s0")]
     found = compare(columns_of(rows), None, method="sshn", objectives=(DICE, MACS), ranges={})
     assert found["methods"]["sshn"]["attainment"] is None
     gain = found["iso_cost"]["fixed"]
@@ -284,20 +259,20 @@ def test_one_seed_has_no_attainment_and_no_common_costs_no_mean_gain():
 
 
 def test_a_method_that_is_dearer_throughout_has_no_point_at_the_cost():
-    rows = [row("sshn", 0.3, 0.9), row("fixed", 0.2, 0.8, trial="fixed-phi0.2-s0")]
+    rows = [row(0.3, 0.9), row(0.2, 0.8, method="fixed", trial_id="fixed-phi0.2-s0")]
     found = compare(columns_of(rows), None, method="sshn", objectives=(DICE, MACS), ranges={})
     assert (found["iso_cost"]["fixed"]["point"], found["iso_cost"]["fixed"]["gain"]) == (None, None)
 
 
 def test_unreached_accuracy_saves_nothing():
-    rows = [row("sshn", 0.1, 0.5), row("fixed", 0.1, 0.9, trial="fixed-phi0.1-s0")]
+    rows = [row(0.1, 0.5), row(0.1, 0.9, method="fixed", trial_id="fixed-phi0.1-s0")]
     found = compare(columns_of(rows), None, method="sshn", objectives=(DICE, MACS), ranges={})
     saving = found["iso_accuracy"]["fixed"]
     assert (saving["point"], saving["saving"]) == (None, None)
 
 
 def test_samples_add_the_paired_difference():
-    rows = [row("sshn", 0.1, 0.5), row("fixed", 0.1, 0.9, trial="fixed-phi0.1-s0")]
+    rows = [row(0.1, 0.5), row(0.1, 0.9, method="fixed", trial_id="fixed-phi0.1-s0")]
     samples = [sample(m, 0.1, i, v) for m, v in (("sshn", 0.5), ("fixed", 0.9)) for i in "ab"]
     found = compare(
         columns_of(rows),

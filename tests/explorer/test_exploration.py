@@ -8,13 +8,14 @@ import pytest
 
 from explorer import Bound, open_exploration, resume, run
 from explorer.exploration import Exploration, exploration_ids
-from explorer.measurements import Measurement, measurements_table, setting_id
+from explorer.measurements import measurements_table
 from explorer.progress import ProgressReport
 from explorer.session import Session
 from explorer.specs import load_spec
 from explorer.store import TableStore, measurements_store, set_state, write_json, write_text
 from search_spaces.errors import InputError, RunError
 from search_spaces.problem import Objective
+from tests.conftest import measured
 
 # Carried out for real, once for all
 
@@ -103,26 +104,6 @@ def test_damaged_file_is_named(finished, tmp_path, file, text, message):
 
 
 # Asked without having been carried out
-
-
-def measured(phi, dice, *, seed=0, method="sshn", split="val"):
-    conditioning = {"phi": phi}
-    return Measurement(
-        exploration_id="asked-1",
-        trial_id=f"{method}-s{seed}",
-        method=method,
-        seed=seed,
-        split=split,
-        data_digest="0",
-        code_version="0",
-        setting_id=setting_id(conditioning),
-        num_samples=8,
-        evaluation_s=0.1,
-        time=0.0,
-        conditioning=conditioning,
-        metrics={"dice": dice, "dice/region1": dice - 0.1},
-        costs={"macs": 1e6 * (1 + phi), "train_s": 1.0},
-    )
 
 
 @pytest.fixture

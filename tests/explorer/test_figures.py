@@ -1,8 +1,6 @@
 """Figures: what they draw and say, checked on points with known fronts."""
 
-import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -10,33 +8,8 @@ from matplotlib.collections import FillBetweenPolyCollection
 from matplotlib.figure import Figure
 
 from explorer import figures
-
-
-def make_points(
-    method: str, phis: list[float], dices: list[float], *, is_grid: bool = False
-) -> list[dict[str, Any]]:
-    return [
-        {
-            "conditioning": {"phi": phi},
-            "metrics": {"dice": dice, "dice/nucleus": dice + 0.01},
-            "standard_errors": {},
-            "seed_sd": {"dice": 0.01},
-            "num_seeds": 3,
-            "costs": {"macs": 1e9 * (1 + phi), "flops": 2e9 * (1 + phi)},
-            "test_metrics": {"dice": dice - 0.02},
-            "method": method,
-            "trial_ids": [f"{method}-{phi if is_grid else ''}-{seed}" for seed in range(3)],
-        }
-        for phi, dice in zip(phis, dices, strict=True)
-    ]
-
-
-@pytest.fixture
-def points() -> list[dict[str, Any]]:
-    return [
-        *make_points("fixed", [0.0, 0.25, 0.5], [0.80, 0.88, 0.87], is_grid=True),
-        *make_points("sshn", [0.5, 0.0, 0.1, 0.2, 0.3], [0.90, 0.81, 0.88, 0.87, 0.91]),
-    ]
+from explorer.series import PALETTE
+from tests.explorer.conftest import make_points
 
 
 def legend_of(figure: Figure) -> list[str]:
@@ -53,9 +26,9 @@ def line_of(figure: Figure, color: str) -> np.ndarray:
 def test_conditioning_figure_draws_means_sorted_along_the_conditioning(points) -> None:
     figure = figures.metric_against_conditioning(points, split="test", main="sshn")
     sshn = [[0.0, 0.81], [0.1, 0.88], [0.2, 0.87], [0.3, 0.91], [0.5, 0.90]]
-    np.testing.assert_array_equal(line_of(figure, figures.PALETTE[0]), sshn)
+    np.testing.assert_array_equal(line_of(figure, PALETTE[0]), sshn)
     np.testing.assert_array_equal(
-        line_of(figure, figures.PALETTE[1]), [[0.0, 0.80], [0.25, 0.88], [0.5, 0.87]]
+        line_of(figure, PALETTE[1]), [[0.0, 0.80], [0.25, 0.88], [0.5, 0.87]]
     )
     assert figure.axes[0].get_ylabel() == "Dice on test"
     assert figure.axes[0].get_xlabel() == "φ"
@@ -72,6 +45,37 @@ def test_amortised_methods_have_a_band_and_grid_baselines_have_bars(points) -> N
     assert vertices[:, 1].max() == pytest.approx(0.92)
 
 
+def test_each_category_is_a_line_of_its_own_against_a_number(points_of_modes) -> None:
+    figure = figures.metric_against_conditioning(points_of_modes, split="test", main="sshn")
+    solid, dashed = (line for line in figure.axes[0].lines if line.get_color() == PALETTE[0])
+    assert (solid.get_linestyle(), dashed.get_linestyle()) == ("-", "--")
+    np.testing.assert_array_equal(solid.get_ydata(), [0.80, 0.85, 0.90])
+    np.testing.assert_array_equal(dashed.get_ydata(), [0.70, 0.86, 0.88])
+    assert legend_of(figure) == [
+        "sshn, linear (3 seeds)",
+        "sshn, nearest (3 seeds)",
+        "fixed, nearest (3 seeds)",
+    ]
+
+
+def test_grids_of_two_categories_have_markers_of_their_own(points_of_modes) -> None:
+    fixed = make_points("fixed", [0.2, 0.4], [0.7, 0.75], is_grid=True)
+    for point in fixed:
+        point["conditioning"]["interpolation"] = "linear"
+    figure = figures.metric_against_conditioning(
+        [*points_of_modes, *fixed], split="test", main="sshn"
+    )
+    assert {bars.lines[0].get_marker() for bars in figure.axes[0].containers} == {"s", "o"}
+
+
+def test_front_takes_the_better_category_and_names_it(points_of_modes) -> None:
+    figure = figures.metric_against_cost(points_of_modes, split="test", main="sshn")
+    front = [[1.0, 0.80], [1.2, 0.86], [1.4, 0.90]]
+    np.testing.assert_allclose(line_of(figure, PALETTE[0])[:3], front, rtol=1e-12)
+    named = [text.get_text() for text in figure.axes[0].texts]
+    assert named == ["φ 0, linear", "φ 0.2, nearest", "φ 0.4, linear"]
+
+
 def test_one_label_of_a_metric_is_named(points) -> None:
     figure = figures.metric_against_conditioning(
         points, metric="dice/nucleus", split="val", main="sshn"
@@ -82,7 +86,7 @@ def test_one_label_of_a_metric_is_named(points) -> None:
 def test_cost_figure_draws_the_front_as_steps(points) -> None:
     figure = figures.metric_against_cost(points, split="test", main="sshn")
     front = [[1.0, 0.81], [1.1, 0.88], [1.3, 0.91], [1.5, 0.91]]
-    np.testing.assert_allclose(line_of(figure, figures.PALETTE[0]), front, rtol=1e-12)
+    np.testing.assert_allclose(line_of(figure, PALETTE[0]), front, rtol=1e-12)
     assert figure.axes[0].get_xlabel() == "Multiply-adds per image (GMAC)"
     assert [text.get_text() for text in figure.axes[0].texts] == ["φ 0", "φ 0.1", "φ 0.3"]
 
@@ -123,9 +127,7 @@ def test_growth_of_the_hypervolume_is_drawn_over_the_largest() -> None:
         "fixed": {"num_settings": [1, 2], "hypervolume": [1.0, 2.0]},
     }
     figure = figures.hypervolume_growth(histories, main="sshn")
-    np.testing.assert_array_equal(
-        line_of(figure, figures.PALETTE[0]), [[1, 0.0], [2, 75.0], [3, 100.0]]
-    )
+    np.testing.assert_array_equal(line_of(figure, PALETTE[0]), [[1, 0.0], [2, 75.0], [3, 100.0]])
     assert legend_of(figure) == [
         "sshn: 100 % of the largest after 3",
         "fixed: 50 % of the largest after 2",
@@ -153,7 +155,7 @@ def test_colours_do_not_depend_on_the_order_of_points(points) -> None:
         figures.metric_against_cost(some, split="test", main="sshn")
         for some in (points, points[::-1])
     )
-    for color in figures.PALETTE[:2]:
+    for color in PALETTE[:2]:
         np.testing.assert_array_equal(line_of(first, color), line_of(second, color))
 
 
@@ -186,15 +188,3 @@ def test_png_has_the_promised_resolution(points, tmp_path: Path) -> None:
     head = path.read_bytes()[:24]
     assert head[:8] == b"\x89PNG\r\n\x1a\n"
     assert (int.from_bytes(head[16:20]), int.from_bytes(head[20:24])) == (900, 660)
-
-
-def test_page_loads_nothing_from_elsewhere_and_tells_each_point(points, tmp_path: Path) -> None:
-    path = tmp_path / "frontier.html"
-    page = figures.frontier_html(points, split="val", main="sshn", title="Cells & <nuclei>")
-    figures.write_html(page, path)
-    written = path.read_text(encoding="utf-8")
-    assert not re.findall(r"<(?:script|link|img)[^>]*(?:src|href)\s*=", written)
-    assert len(written) > 3_000_000  # plotly.js itself
-    for said in ("0.9100 \\u00b1 0.0100", "Dice on test: 0.8900", "1.3 GMAC", "mean of 3 seeds"):
-        assert said in written
-    assert "<nuclei>" not in written

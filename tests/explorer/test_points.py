@@ -12,19 +12,7 @@ from explorer.measurements import Coded, coded_columns_of
 from explorer.points import PointRows, methods_on
 from explorer.queries import PointTable
 from search_spaces.errors import InputError
-
-
-def row(phi: float, dice: float, **changes: Any) -> dict[str, Any]:
-    seed, method = changes.get("seed", 0), changes.get("method", "sshn")
-    return {
-        "trial_id": f"{method}-s{seed}",
-        "method": method,
-        "seed": seed,
-        "split": "val",
-        "conditioning/phi": phi,
-        "metric/dice": dice,
-        "cost/macs": 1e6 * (1 + (phi or 0)),
-    } | changes
+from tests.conftest import row
 
 
 def table_of(rows: list[dict[str, Any]]) -> pa.Table:

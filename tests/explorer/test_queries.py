@@ -9,44 +9,16 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from explorer.measurements import Columns
 from explorer.queries import Bound, PointTable, parse_bound
 from search_spaces.errors import InputError
 from search_spaces.problem import Objective
+from tests.conftest import columns_of, row
 
 DICE = Objective("dice", "maximize")
 MACS = Objective("macs", "minimize", "MAC")
 PHIS = (0.0, 0.1, 0.2, 0.3, 0.4)
 DICES = (0.80, 0.86, 0.88, 0.88, 0.91)
 MACS_OF = (1.23e6, 0.3e9, 0.5e9, 0.45e9, 0.7e9)
-
-
-def row(phi: float, dice: float, macs: float, **changes: Any) -> dict[str, Any]:
-    seed = changes.get("seed", 0)
-    return {
-        "trial_id": f"trial{seed}",
-        "method": "sshn",
-        "seed": seed,
-        "split": "val",
-        "setting_id": f"phi{phi}",
-        "conditioning/phi": phi,
-        "metric/dice": dice,
-        "se/dice": 0.01,
-        "cost/macs": macs,
-        "cost/train_s": 60.0,
-    } | changes
-
-
-def columns_of(rows: list[dict[str, Any]]) -> Columns:
-    names = dict.fromkeys(name for each in rows for name in each)
-    columns = {}
-    for name in names:
-        values = [each.get(name) for each in rows]
-        if any(isinstance(value, str) for value in values):
-            columns[name] = np.array(values, dtype=object)
-        else:
-            columns[name] = np.array([np.nan if v is None else v for v in values], dtype=float)
-    return columns
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +70,7 @@ def test_point_averages_seeds_and_joins_test_rows() -> None:
         "costs": {"macs": 1e9, "flops": 2e9},
         "test_metrics": {"dice": pytest.approx(0.6)},
         "method": "sshn",
-        "trial_ids": ["trial1", "trial2"],
+        "trial_ids": ["sshn-s1", "sshn-s2"],
     }
 
 

@@ -5,6 +5,7 @@ import re
 import pytest
 import yaml
 
+from explorer.samplers import SAMPLERS
 from explorer.session import check_spec, load_data, sampler_of
 from explorer.specs import (
     MAX_ALIASES,
@@ -55,6 +56,8 @@ def test_a_spec_survives_its_own_yaml():
         "explore.objectives={dice: maximize, parameters: minimize}",
         "model.encoder_widths=[4, 8]",
         "model.decoder_widths=[4]",
+        "model.choices={interpolation: [linear, nearest]}",
+        "baselines=[{method: fixed, grid: {phi: [1e-1], interpolation: [nearest]}}]",
         "dataset.options={num_images: 40, channels: 3, mode: pairs}",
     ]
     spec = load_spec("demo", changes)
@@ -73,6 +76,22 @@ def test_equal_specs_have_one_digest_and_others_have_others(tmp_path):
         for change in ("name=other", "train.epochs=99", "explore.seed=1", "tracking=false")
     }
     assert len(digests | {short.digest}) == 5
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("explore.objectives", ("dice: maximize", "dice/structure_1: maximize")),
+        ("model.choices", ("a: [b, c]", "interpolation: [linear, nearest]")),
+    ],
+)
+def test_order_that_matters_counts_in_the_digest(key, values):
+    first, second = values
+    one, other = (
+        load_spec("demo", [f"{key}={{{a}, {b}}}"]) for a, b in ((first, second), (second, first))
+    )
+    assert one == other
+    assert one.digest != other.digest
 
 
 def test_a_spec_does_not_change():
@@ -155,7 +174,7 @@ def test_malformed_set_is_refused(change, message):
         ("epoch=1", "epoch", "name, method, dataset, model, train, explore, baselines"),
         ("train.epoch=1", "train.epoch", "epochs, batch_size, learning_rate"),
         ("dataset.sizes=1", "dataset.sizes", "name, root, size, split_seed, options"),
-        ("model.depth=1", "model.depth", "network, options, width"),
+        ("model.depth=1", "model.depth", "network, options, choices, width"),
         ("explore.points=1", "explore.points", "space, split, sampler, num_points"),
         ("baselines=[{method: film}, {name: x}]", "baselines.1.name", "method, grid"),
         ("1=2", "1", "name, method"),
@@ -222,6 +241,8 @@ def test_unknown_key_is_named_with_its_path_and_the_known_ones(change, path, kno
         ("explore.constraints={maxx: {macs: 1}}", "constraints.maxx: .*'max' or 'min'"),
         ("explore.constraints={max: {macs: lots}}", r"constraints.max.macs: .*0\.6G, got 'lots'"),
         ("explore.constraints={max: {macs: 9e999}}", "constraints.max.macs: "),
+        ("model.choices={interpolation: [linear]}", "model.choices.interpolation: .*at least 2"),
+        ("model.choices={interpolation: [1, 2]}", "choices.interpolation.0: .*valid string"),
         # values that do not go together
         ("train.prior={phi: [0.5, 0.2]}", r"train: prior: .*\[low, high\] with low <= high"),
         ("train.prior={phi: [0.5]}", "train.prior.phi.1: missing"),
@@ -333,10 +354,19 @@ def test_folder_is_no_spec(tmp_path):
         ("baselines=[{method: fixed}]", "baselines: fixed needs grid, got None"),
         ("baselines=[{method: film, grid: {phi: [0.1]}}]", "film is amortised and takes no grid"),
         ("baselines=[{method: fixed, grid: {phi: [1.5]}}]", "baselines: fixed: phi must be in"),
+        ("baselines=[{method: fixed, grid: {phi: [lots]}}]", "fixed: phi must be a number, got"),
         ("baselines=[{method: fixed, grid: {psi: [0.5]}}]", "baselines: fixed: expected values"),
         ("baselines=[{method: best}]", "unknown method 'best'"),
         ("model.network=vnet", "unknown model.network 'vnet'; known: unet"),
         ("model.options={depth: 3}", "model.options of unet: .*unexpected keyword.*'depth'"),
+        ("model.options={interpolation: cubic}", "model: unet: interpolation must be one of"),
+        ("model.choices={interpolation: [linear, cubic]}", "must be one of .*, got 'cubic'"),
+        ("model.choices={phi: [linear, cubic]}", "model: unet: parameter names must differ"),
+        ("model.choices={depth: [a, b]}", "model.options of unet: .*unexpected keyword.*'depth'"),
+        (
+            "model.choices={interpolation: [linear, nearest]}",
+            "baselines: fixed: expected values for phi, interpolation, got phi",
+        ),
         ("model.num_factors=3", "model.num_factors must be 1 or the number of downsampling steps"),
         ("explore.objectives={dize: maximize}", "unknown explore.objectives 'dize'; known: .*dice"),
         ("explore.objectives={macs: minimize, dice: maximize}", "the first must be a metric"),
@@ -355,6 +385,34 @@ def test_folder_is_no_spec(tmp_path):
 def test_check_finds_it_before_anything_starts(change, message):
     with pytest.raises(InputError, match=message):
         check_spec(load_spec("demo", [change]))
+
+
+def test_choice_is_either_settled_or_open():
+    changes = ["model.options={interpolation: linear}"]
+    told = refusal(*changes, "model.choices={interpolation: [linear, nearest]}")
+    assert "model: choices: interpolation is settled by options" in told
+
+
+MODES = ["model.choices={interpolation: [linear, nearest]}", "baselines=[]"]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.timeout(60)  # gp fits
+def test_every_sampler_explores_every_choice_of_a_model(sampler):
+    spec = load_spec("demo", [*MODES, f"explore.sampler={sampler}", "explore.num_points=20"])
+    source, space = sampler_of(spec, "sshn", check_spec(spec)), build_trainable(spec).problem.space
+    asked = source.ask(12)
+    source.tell(asked, [{"dice": setting["phi"], "macs": 1.0} for setting in asked])
+    asked += source.ask(8)
+    assert [space.validate(setting) for setting in asked] == asked
+    assert {setting["interpolation"] for setting in asked} == {"linear", "nearest"}
+    assert all(0 <= setting["phi"] <= 0.5 for setting in asked)
+
+
+@pytest.mark.parametrize("section", ["train.prior", "explore.space"])
+def test_category_has_no_range(section):
+    with pytest.raises(InputError, match=f"{section}: interpolation must be one of linear, near"):
+        check_spec(load_spec("demo", [*MODES, f"{section}={{interpolation: [0, 1]}}"]))
 
 
 def test_one_layer_is_no_network():

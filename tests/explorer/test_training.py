@@ -1,14 +1,17 @@
 """Trials that train: which there are, how they end, and what a failed one does to the rest."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import ray
+import ray.train
 import torch
 from safetensors.torch import save_file
 
+from explorer.extensions import Extensions
 from explorer.progress import ProgressReport
 from explorer.specs import load_spec
 from explorer.training import (
@@ -26,6 +29,9 @@ from explorer.training import (
 )
 from search_spaces.errors import InputError, RunError
 from trainables.base import Arrays
+from trainables.hypernetwork import ConditionedNetwork
+from trainables.methods import Method
+from trainables.scale_space import ScaleSpaceSegmentation
 from trainables.train_loop import TrainResult
 
 TINY = (
@@ -219,6 +225,11 @@ def test_root_cause_stops_at_a_users_error():
     assert root_cause(raised(ValueError("outer"), error)) is error
 
 
+def test_root_cause_opens_what_a_callback_of_ray_train_raised():
+    inner = RunError("the loss is nan")
+    assert root_cause(ray.train.ControllerError(inner)) is inner
+
+
 def test_root_cause_opens_the_errors_of_ray_train_workers():
     inner = RunError("the loss is nan")
     failed = RuntimeError("worker group")
@@ -283,6 +294,23 @@ def test_loss_that_is_not_finite_fails_the_trial_in_one_clear_line(ray_cluster, 
         train_all(tiny_spec(), tiny_data(value=np.nan), tmp_path, QUIET)
     assert "Traceback" not in "".join(capfd.readouterr())
     assert json.loads((tmp_path / "sshn-s0" / "trial.json").read_text())["status"] == "failed"
+
+
+@pytest.mark.ray
+def test_users_error_in_a_worker_is_met_once_and_not_tried_again(ray_cluster, tmp_path):
+    attempts = tmp_path / "attempts"
+
+    def counted(primary, model, centre, generator):
+        with attempts.open("a") as file:
+            file.write("built\n")
+        return ConditionedNetwork(primary)
+
+    method = Method(partial(ScaleSpaceSegmentation, "counted", condition=counted))
+    spec = tiny_spec("method=counted", "train.num_workers=1")
+    spec = spec.extended(Extensions(methods={"counted": method}))
+    with pytest.raises(RunError, match=r"counted-s0: counted: the loss is nan in epoch 1, step"):
+        train_all(spec, tiny_data(value=np.nan), tmp_path / "trials", QUIET)
+    assert attempts.read_text() == "built\n"
 
 
 @pytest.mark.ray

@@ -16,12 +16,14 @@ import pytest
 import torch
 
 from explorer import cli
-from explorer.exporting import load_network
+from explorer.exporting import _best_trial, load_network
+from explorer.points import Point
 from explorer.session import load_data
 from explorer.specs import load_spec
 from explorer.store import write_lock
 from explorer.training import build_trainable, read_record, read_weights
 from search_spaces.errors import InputError
+from search_spaces.problem import Objective
 from trainables.train_loop import load_tensors
 
 pytestmark = [pytest.mark.ray]  # the shared exploration is made by a Ray of its own
@@ -49,11 +51,11 @@ class Printed:
 
     @property
     def error(self):
-        """The one line of a refusal; stdout stays empty."""
+        """The one line of a refusal, after lines of progress; stdout stays empty."""
         assert self.out == ""
-        assert self.err.startswith("error: ")
-        assert self.err.count("\n") == 1
-        return self.err.removeprefix("error: ").strip()
+        (line,) = (one for one in self.err.splitlines() if one.startswith("error: "))
+        assert self.err.endswith(f"{line}\n")
+        return line.removeprefix("error: ").strip()
 
 
 @pytest.fixture
@@ -131,7 +133,12 @@ def test_run_prints_its_contract_and_nothing_else(finished):
 
 def test_run_tells_its_progress_on_stderr(finished):
     lines = finished.ended.stderr.splitlines()
-    assert lines[0] == "training: 3"
+    assert lines[:4] == [
+        "checking the spec",
+        "reading the data set synthetic",
+        "starting Ray on this machine",
+        "training: 3",
+    ]
     assert "exploring on validation" in lines
     assert "final pass on test" in lines
     assert not [line for line in lines if "Traceback" in line or "WARNING" in line]
@@ -177,7 +184,7 @@ def test_query_between_at_below_and_above_what_can_be_had(call):
     assert_is_point(below.json["nearest"])
     at = call("query", "tiny-1", "--max", f"macs={costs[0]}", "--json")
     assert at.code == 0
-    assert set(at.json) == {"feasible", "point", "bounds"}
+    assert set(at.json) == {"feasible", "point", "bounds", "status"}
     assert_is_point(at.json["point"])
     assert at.json["point"]["costs"]["macs"] == costs[0]
     between = call("query", "tiny-1", "--max", f"macs={(costs[0] + costs[1]) / 2}", "--json")
@@ -253,6 +260,16 @@ def test_unknown_exploration_exits_2(call, name, command):
 def test_unknown_option_exits_2(call):
     assert call("query", "tiny-1", "--maximum", "macs=1").code == 2
     assert call("querry").code == 2
+
+
+def test_refining_in_vain_says_so(call, finished, tmp_path):
+    shutil.copytree(finished.folder, tmp_path / "tiny-1")
+    cheapest = ("query", "tiny-1", "--runs-dir", tmp_path, "--minimize", "macs")
+    printed = call(*cheapest, "--refine", "2", "--json")
+    assert printed.json == call(*cheapest, "--json").json
+    lines = printed.err.splitlines()
+    assert lines[:2] == ["refining tiny-1", "reading the data set synthetic"]
+    assert lines[-1] == "refining found nothing better: the answer is the one before"
 
 
 # frontier
@@ -384,7 +401,11 @@ def test_cost_needs_no_run(call):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["demo", "--at", "phi=1.5"], r"phi must be in \[0, 1\], got 1.5"),
+        (
+            ["demo", "--at", "phi=1.5"],
+            r"^--at: phi must be in \[0, 1\], got 1.5; give one --at NAME=VALUE each: "
+            r"phi in \[0, 1\]$",
+        ),
         (["demo", "--at", "phi=-0.1"], r"phi must be in \[0, 1\]"),
         (["demo", "--at", "phi=nan"], "phi must be finite"),
         (["demo", "--at", "phi=half"], "phi must be a number, got 'half'"),
@@ -463,6 +484,30 @@ def test_export_of_a_baseline_is_the_network_that_was_trained(call, finished, tm
     exported = load_network(tmp_path / "fixed").settled
     assert sum(t.numel() for t in exported.values()) == sum(t.numel() for t in trained.values())
     assert read_record(finished.folder / "trials" / document["trial_id"]).trial.method == "fixed"
+
+
+def test_export_takes_the_knee_and_names_of_seeds(call, tmp_path):
+    knee = call("query", "tiny-1", "--knee", "--json").json["point"]
+    document = call("export", "tiny-1", "--knee", "--output", tmp_path / "k", "--json").json
+    assert document["point"] == knee
+    one = ("--seed", "0", "--output", tmp_path / "s", "--json")
+    assert (
+        call("export", "tiny-1", *one).json["point"]
+        == call("query", "tiny-1", "--json").json["point"]
+    )
+    printed = call("export", "tiny-1", "--seed", "7", "--output", tmp_path / "o")
+    assert (printed.code, "no measurements of seed 7; there are: 0" in printed.error) == (2, True)
+
+
+def test_exported_network_is_of_a_trial_behind_the_point():
+    columns = {
+        "split": np.array(["val"] * 3, dtype=object),
+        "trial_id": np.array(["sshn-s0", "sshn-s1", "sshn-s2"], dtype=object),
+        "conditioning/phi": np.full(3, 0.5),
+        "metric/dice": np.array([0.9, 0.7, 0.8]),
+    }
+    point = Point({"phi": 0.5}, {}, {}, {}, 2, {}, {}, "sshn", ("sshn-s1", "sshn-s2"))
+    assert _best_trial(columns, Objective("dice", "maximize"), point) == "sshn-s2"
 
 
 def test_infeasible_export_writes_nothing(call, tmp_path):

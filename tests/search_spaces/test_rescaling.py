@@ -2,7 +2,7 @@ import pytest
 
 from search_spaces.problem import Objective
 from search_spaces.rescaling import KNOWN_COSTS, rescaling_problem, rescaling_space
-from search_spaces.space import FloatParameter
+from search_spaces.space import CategoricalParameter, FloatParameter
 
 
 def test_one_factor_is_phi_in_the_unit_interval():
@@ -13,6 +13,14 @@ def test_several_factors_are_numbered_from_zero_and_conditioning():
     space = rescaling_space(num_factors=3)
     assert space.names == ("phi_0", "phi_1", "phi_2")
     assert space.conditioning == space
+
+
+def test_choices_are_categories_after_the_factors():
+    space = rescaling_space(choices={"interpolation": ("linear", "nearest")})
+    category = CategoricalParameter("interpolation", ("linear", "nearest"))
+    assert space.parameters == (FloatParameter("phi", 0.0, 1.0), category)
+    with pytest.raises(ValueError, match="parameter names must differ, got phi, phi"):
+        rescaling_space(choices={"phi": ("a", "b")})
 
 
 def test_no_factor_is_refused():

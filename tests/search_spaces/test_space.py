@@ -185,6 +185,15 @@ def test_no_settings_or_no_parameters_make_a_round_trip(num_configs, space):
     assert space.decode(encoded) == configs
 
 
+def test_features_are_unit_numbers_and_one_column_per_choice():
+    configs = [
+        {"phi": 0.25, "rate": 1.0, "width": 4, "mode": "b"},
+        {"phi": 0.5, "rate": 1e-4, "width": 32, "mode": "c"},
+    ]
+    expected = [[0.5, 1.0, 0.0, 0, 1, 0], [1.0, 0.0, 1.0, 0, 0, 1]]
+    np.testing.assert_array_equal(SPACE.features(configs), expected)
+
+
 def test_decode_leaves_its_array_alone():
     array = np.array([[0.5, 0.5, 0.5, 0.5]])
     SPACE.decode(array)

@@ -19,6 +19,9 @@ MODEL = SegmentationModel(
 )
 
 
+MODES = {"interpolation": ("linear", "nearest")}
+
+
 def make(method="sshn", settled=None, **changes):
     return ScaleSpaceSegmentation(method, SegmentationModel(**(vars(MODEL) | changes)), settled)
 
@@ -39,14 +42,79 @@ def randomised(trainable):
 @torch.no_grad()
 @pytest.mark.parametrize("method", TRAINABLES)
 @pytest.mark.parametrize("num_factors", [1, 2])
-def test_materialised_network_equals_the_conditioned_path_bit_for_bit(method, num_factors):
-    trainable, rng = make(method, num_factors=num_factors), random.Random(0)
-    module, names = randomised(trainable), trainable.space.names
+@pytest.mark.parametrize("choices", [{}, MODES])
+def test_materialised_network_equals_the_conditioned_path_bit_for_bit(method, num_factors, choices):
+    trainable = make(method, num_factors=num_factors, network_choices=choices)
+    module, rng = randomised(trainable), random.Random(0)
     for _ in range(10):
-        setting = {name: rng.random() for name in names}
+        units = [[rng.random() for _ in trainable.space.names]]
+        (setting,) = trainable.space.decode(units)
         z = trainable.encoded(setting, torch.device("cpu"))
-        expected = module(images(), trainable.factors(setting), z)
+        structure = trainable.structure(setting)
+        expected = module(images(), trainable.factors(setting), z, structure)
         assert torch.equal(trainable.materialize(module, setting)(images()), expected)
+
+
+# Options of the network as conditionings
+
+
+@torch.no_grad()
+def test_choice_settles_the_network_and_its_weights():
+    trainable = make(network_choices=MODES)
+    module = randomised(trainable)
+    linear, nearest = (
+        trainable.materialize(module, {"phi": 0.4, "interpolation": mode})
+        for mode in MODES["interpolation"]
+    )
+    assert (linear.primary.interpolation, nearest.primary.interpolation) == ("linear", "nearest")
+    assert all(not torch.equal(linear.settled[n], t) for n, t in nearest.settled.items())
+    weights = dict(nearest.settled)
+    alone = UNet(**nearest.primary.arguments)
+    alone.load_state_dict(weights)
+    torch.testing.assert_close(alone(images(), (0.4, 0.4)), nearest(images()), rtol=0, atol=0)
+
+
+def test_choice_is_one_hot_after_the_factors():
+    trainable = make(network_choices=MODES)
+    for mode, expected in (("linear", [0.25, 1, 0]), ("nearest", [0.25, 0, 1])):
+        setting = {"interpolation": mode, "phi": 0.25}
+        assert trainable.encoded(setting, torch.device("cpu")).tolist() == expected
+        assert trainable.factors(setting) == (0.25, 0.25)
+
+
+def test_loss_runs_the_chosen_network():
+    trainable = make("stochastic", network_choices=MODES)
+    module, masks = randomised(trainable), torch.zeros(2, 12, 10, dtype=torch.long)
+    for mode in MODES["interpolation"]:
+        fixed = make("fixed", {"phi": 0.4}, network_options={"interpolation": mode})
+        fresh = fixed.build(1)
+        fresh.load_state_dict(module.state_dict())
+        setting = {"phi": 0.4, "interpolation": mode}
+        losses = [
+            one.loss(network, images(), masks, asked, "cross_entropy").item()
+            for one, network, asked in ((trainable, module, setting), (fixed, fresh, {}))
+        ]
+        assert losses[0] == losses[1]
+
+
+def test_settled_choice_is_a_training_parameter():
+    trainable = make("fixed", {"phi": 0.4, "interpolation": "nearest"}, network_choices=MODES)
+    assert len(trainable.problem.space.conditioning) == 0
+    assert trainable.structure({}).interpolation == "nearest"
+    with pytest.raises(InputError, match="expected values for phi, interpolation, got phi"):
+        make("fixed", {"phi": 0.4}, network_choices=MODES)
+
+
+class Widening(UNet):
+    def __init__(self, *, size="small", **arguments):
+        super().__init__(**arguments)
+        if size == "large":
+            self.head = torch.nn.Conv2d(3, 3, 3)
+
+
+def test_choice_that_changes_the_weights_is_refused():
+    with pytest.raises(InputError, match=r"model\.choices: .*; size change them"):
+        make(network=Widening, network_choices={"size": ("small", "large")})
 
 
 @torch.no_grad()

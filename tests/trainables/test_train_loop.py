@@ -423,6 +423,23 @@ def test_validation_settings_lie_on_the_diagonal_of_several_parameters():
     assert np.allclose(pairs, expected, rtol=1e-12, atol=0)
 
 
+def test_validation_settings_meet_every_choice_at_small_and_at_large_numbers():
+    space = rescaling_space(choices={"mode": ("a", "b")})
+    settings = validation_settings(space, {"phi": (0.0, 0.5)})
+    assert [setting["mode"] for setting in settings] == ["a", "b", "b", "a", "b"]
+    assert [s["phi"] for s in settings] == pytest.approx([0.05, 0.15, 0.25, 0.35, 0.45], rel=1e-12)
+
+
+def test_choices_are_drawn_evenly_and_whatever_the_number():
+    space = rescaling_space(choices={"mode": ("a", "b", "c")})
+    drawn = [draw(space, {"phi": (0.0, 0.5)}, (0, step)) for step in range(3000)]
+    for mode in ("a", "b", "c"):
+        own = [setting["phi"] for setting in drawn if setting["mode"] == mode]
+        # four standard deviations of a count of 3000/3, and of a mean of 1000 uniform draws
+        assert abs(len(own) - 1000) < 4 * (3000 * 2 / 9) ** 0.5
+        assert abs(np.mean(own) - 0.25) < 4 * 0.5 / 12**0.5 / 1000**0.5
+
+
 def test_nothing_to_draw_is_validated_once():
     assert validation_settings(SearchSpace(()), {}) == [{}]
 

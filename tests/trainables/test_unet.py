@@ -29,7 +29,8 @@ def written_out(unet, x, factors, mode="bilinear"):
         return F.leaky_relu(stage.conv1(F.leaky_relu(stage.conv0(x))))
 
     def resize(x, size):
-        return F.interpolate(x, size=size, mode=mode, align_corners=False)
+        corners = {} if mode.startswith("nearest") else {"align_corners": False}
+        return F.interpolate(x, size=size, mode=mode, **corners)
 
     e0 = block(unet.encoder[0], x)
     e1 = block(unet.encoder[1], resize(e0, rescaled_size(e0.shape[2:], factors[0])))
@@ -56,9 +57,17 @@ def test_volumes_keep_their_size(factors):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("num_dims", "mode"), [(2, "bilinear"), (3, "trilinear")])
-def test_forward_equals_the_levels_written_out(num_dims, mode):
-    unet, rng = make_unet(num_dims), random.Random(0)
+@pytest.mark.parametrize(
+    ("num_dims", "interpolation", "mode"),
+    [
+        (2, "linear", "bilinear"),
+        (3, "linear", "trilinear"),
+        (2, "nearest", "nearest-exact"),
+        (3, "nearest", "nearest-exact"),
+    ],
+)
+def test_forward_equals_the_levels_written_out(num_dims, interpolation, mode):
+    unet, rng = make_unet(num_dims, interpolation=interpolation), random.Random(0)
     x = torch.randn(2, 1, *(9, 8, 5)[:num_dims], generator=torch.Generator().manual_seed(1))
     for _ in range(5):
         factors = (rng.random(), rng.random())
@@ -89,7 +98,7 @@ def test_input_is_not_modified():
 
 
 def test_arguments_rebuild_the_architecture():
-    unet = make_unet(num_dims=3, rounding="ceil")
+    unet = make_unet(num_dims=3, rounding="ceil", interpolation="nearest")
     again = UNet(**unet.arguments)
     assert again.arguments == unet.arguments
     assert {n: p.shape for n, p in again.named_parameters()} == {
@@ -111,3 +120,8 @@ def test_numbers_of_stages_must_match():
 def test_two_or_three_axes_are_expected(num_dims):
     with pytest.raises(ValueError, match=f"num_dims must be 2 or 3, got {num_dims}"):
         make_unet(num_dims=num_dims)
+
+
+def test_unknown_interpolation_is_refused():
+    with pytest.raises(ValueError, match="must be one of linear, nearest, got 'cubic'"):
+        make_unet(interpolation="cubic")

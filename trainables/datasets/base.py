@@ -1,25 +1,15 @@
-"""What a data set is, what is known of one without its files, and how files are read safely.
+"""What a data set is, what is known of one without its files, and how its images are split.
 
 Shapes: n images, C channels, spatial (H, W) or (D, H, W).
 """
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import io
 import math
-import os
-import struct
-import threading
-import warnings
-import zlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,18 +17,11 @@ from numpy.typing import NDArray
 from search_spaces.errors import InputError
 
 MAX_PIXELS = 64_000_000
-MAX_FILE_BYTES = 2**29
 
 # Percentages of the images; whole numbers keep the allocation exact.
 SPLIT_PERCENTAGES = {"train": 64, "val": 16, "test": 20}
 
-# Decoders that the official data need; Pillow's others (PostScript, for one) start programs.
-_FORMATS = ("BMP", "GIF", "JPEG", "PNG")
-# catch_warnings changes the whole process, and images are decoded in threads.
-_HEADER_LOCK = threading.Lock()
-
 Size: TypeAlias = tuple[int, ...]
-Pair: TypeAlias = tuple[NDArray[np.float32], NDArray[np.uint8]]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -113,22 +96,6 @@ class ImageDataset:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def subset(self, indices: Iterable[int] | NDArray[np.int64]) -> ImageDataset:
-        """The images at `indices`, in that order; the digest is that of this set and the choice."""
-        chosen = np.fromiter(indices, dtype=np.int64)
-        ids = tuple(self.ids[index] for index in chosen)
-        return replace(
-            self,
-            images=self.images[chosen],
-            masks=self.masks[chosen],
-            ids=ids,
-            domains=self.domains[chosen],
-            classes=self.classes[chosen],
-            targets=self.targets[chosen],
-            groups=tuple(self.groups[index] for index in chosen),
-            digest=hashlib.sha256("\n".join((self.digest, *ids)).encode()).hexdigest(),
-        )
-
 
 @dataclass(frozen=True)
 class DatasetReport:
@@ -202,147 +169,6 @@ def split_indices(dataset: ImageDataset, *, seed: int) -> dict[str, NDArray[np.i
     return {name: np.array(sorted(indices), dtype=np.int64) for name, indices in chosen.items()}
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One image of a data folder: its files, and the fields of `ImageDataset`."""
-
-    id: str
-    image_path: Path
-    mask_path: Path
-    domain: int = 0
-    class_index: int = -1
-    target: float = float("nan")
-    group: str = ""
-
-
-@dataclass(frozen=True)
-class Listing:
-    """The files of a data folder.
-
-    Attributes:
-        root: the folder.
-        samples: in the order of the data set.
-        problems: what is wrong with the layout, one line each.
-        lists: further files that were read; they enter the digest.
-    """
-
-    root: Path
-    samples: tuple[Sample, ...]
-    problems: tuple[str, ...]
-    lists: tuple[Path, ...] = ()
-
-
-# (sample, image bytes, mask bytes, size) -> image (C, *size) in [-1, 1], mask (*size)
-Decode: TypeAlias = Callable[[Sample, bytes, bytes, Size], Pair]
-
-
-def load_files(
-    name: str,
-    listing: Listing,
-    decode: Decode,
-    *,
-    size: Size,
-    labels: tuple[str, ...],
-    domain_names: tuple[str, ...],
-) -> ImageDataset:
-    """Read every file of a listing once, in a few threads.
-
-    Raises:
-        InputError: the listing has problems or no images, or a file cannot be used.
-    """
-    if listing.problems:
-        more = len(listing.problems) - 1
-        hint = f" (and {more} more: explorer datasets check {name} --root DIR)" if more else ""
-        raise InputError(listing.problems[0] + hint)
-
-    def read(sample: Sample) -> tuple[Pair, list[tuple[Path, str]]]:
-        image_bytes, mask_bytes = read_bytes(sample.image_path), read_bytes(sample.mask_path)
-        hashes = [
-            (sample.image_path, _sha256(image_bytes)),
-            (sample.mask_path, _sha256(mask_bytes)),
-        ]
-        return decode(sample, image_bytes, mask_bytes, size), hashes
-
-    hashes = [(path, _sha256(read_bytes(path))) for path in listing.lists]
-    masks = np.empty((len(listing.samples), *size), dtype=np.uint8)
-    images = np.empty((len(listing.samples), 0, *size), dtype=np.float32)
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        for index, (pair, pair_hashes) in enumerate(pool.map(read, listing.samples)):
-            if index == 0:
-                images = np.empty((len(masks), *pair[0].shape), dtype=np.float32)
-            images[index], masks[index] = pair
-            hashes += pair_hashes
-    return ImageDataset(
-        name=name,
-        images=images,
-        masks=masks,
-        labels=labels,
-        ids=tuple(sample.id for sample in listing.samples),
-        domains=np.array([sample.domain for sample in listing.samples], dtype=np.int64),
-        domain_names=domain_names,
-        classes=np.array([sample.class_index for sample in listing.samples], dtype=np.int64),
-        targets=np.array([sample.target for sample in listing.samples], dtype=np.float64),
-        groups=tuple(sample.group or sample.id for sample in listing.samples),
-        digest=digest_files(name, size, listing.root, hashes),
-    )
-
-
-def check_files(
-    name: str,
-    root: Path,
-    list_files: Callable[[Path], Listing],
-    decode: Decode,
-    *,
-    size: Size,
-    domain_names: tuple[str, ...],
-) -> DatasetReport:
-    """Decode every file below a folder and report what cannot be used."""
-    try:
-        listing = open_listing(name, root, list_files)
-    except InputError as error:
-        return DatasetReport(0, (str(error),), {})
-
-    def problem(sample: Sample) -> str | None:
-        try:
-            decode(sample, read_bytes(sample.image_path), read_bytes(sample.mask_path), size)
-        except InputError as error:
-            return str(error)
-        return None
-
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        found = list(pool.map(problem, listing.samples))
-    usable = [sample for sample, line in zip(listing.samples, found, strict=True) if line is None]
-    classes = Counter(sample.class_index for sample in usable)
-    details = {
-        "domains": dict(Counter(domain_names[sample.domain] for sample in usable)),
-        "classes": {str(index): classes[index] for index in sorted(classes)},
-        "groups": len({sample.group or sample.id for sample in usable}),
-    }
-    lines = (*listing.problems, *(line for line in found if line is not None))
-    return DatasetReport(len(usable), lines, details)
-
-
-def open_listing(
-    name: str, root: str | os.PathLike[str] | None, list_files: Callable[[Path], Listing]
-) -> Listing:
-    """List the files of a data set that needs a folder.
-
-    Raises:
-        InputError: no folder was given, or it cannot be read.
-    """
-    if root is None:
-        raise InputError(
-            f"dataset {name!r} needs dataset.root: the folder with its official layout"
-        )
-    folder = Path(root).expanduser()
-    try:
-        if not folder.is_dir():
-            raise InputError(f"{name}: dataset.root {str(folder)!r} is no folder; correct the path")
-        return list_files(folder)
-    except OSError as error:
-        raise InputError(f"{name}: {error.filename}: cannot be read ({error.strerror})") from error
-
-
 def require_size(name: str, size: Sequence[int], *, num_axes: tuple[int, ...] = (2,)) -> Size:
     """The spatial size as a tuple of whole numbers.
 
@@ -358,160 +184,3 @@ def require_size(name: str, size: Sequence[int], *, num_axes: tuple[int, ...] = 
     if math.prod(size) > MAX_PIXELS:
         raise InputError(f"dataset {name!r}: size {list(size)} is above {MAX_PIXELS} pixels")
     return tuple(int(length) for length in size)
-
-
-def read_bytes(path: Path) -> bytes:
-    """The content of a file.
-
-    Raises:
-        InputError: the file is missing, unreadable or larger than any image of these data.
-    """
-    try:
-        num_bytes = path.stat().st_size
-        if num_bytes > MAX_FILE_BYTES:
-            raise InputError(f"{path}: {num_bytes} bytes, expected at most {MAX_FILE_BYTES}")
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); copy it again") from error
-
-
-def read_text(path: Path) -> str:
-    """The content of a small text file, with or without a byte-order mark.
-
-    Raises:
-        InputError: the file cannot be read or is no UTF-8.
-    """
-    try:
-        return read_bytes(path).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: expected UTF-8 text; copy the original again") from error
-
-
-def read_rows(path: Path) -> list[list[str]]:
-    """The rows of a comma-separated file, its header among them.
-
-    Raises:
-        InputError: the file cannot be read or is no table.
-    """
-    try:
-        return list(csv.reader(read_text(path).splitlines()))
-    except csv.Error as error:
-        raise InputError(f"{path}: expected a comma-separated table, {error}") from error
-
-
-def decode_image(path: Path, data: bytes, mode: Literal["RGB", "L"]) -> NDArray[np.uint8]:
-    """Decode an 8-bit image: (H, W, 3) colours, or (H, W) values of a mask as they are stored.
-
-    The size is checked in the header, before anything is decoded. An orientation tag is not
-    applied: masks are drawn on the pixels as stored.
-
-    Raises:
-        InputError: gigantic, truncated, of another format, or of another pixel type.
-    """
-    from PIL import Image
-
-    too_large = InputError(
-        f"{path}: more than {MAX_PIXELS} pixels; expected an image of the official data, shrink it"
-    )
-    try:
-        with _HEADER_LOCK, warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=_FORMATS)
-        if image.width * image.height > MAX_PIXELS:
-            raise too_large
-        if (mode == "L" and image.mode != "L") or image.mode[0] in "IF":
-            expected = "8-bit grey" if mode == "L" else "8-bit colour"
-            raise InputError(
-                f"{path}: expected an {expected} image, got pixel type {image.mode!r};"
-                " copy the original again"
-            )
-        return np.asarray(image.convert(mode))
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise too_large from error
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
-        formats = ", ".join(_FORMATS)
-        raise InputError(
-            f"{path}: expected a complete {formats} image, got a broken or truncated file;"
-            " copy the original again"
-        ) from error
-
-
-def resize_pair(path: Path, image: NDArray[np.uint8], mask: NDArray[np.uint8], size: Size) -> Pair:
-    """Pad centrally to the shape of `size` (a square for a square), then resize.
-
-    The image repeats its edge and is resized with an antialiased linear filter; the mask gets
-    background and keeps its values (nearest neighbour).
-
-    Args:
-        path: named in messages.
-        image: (H, W, C) colours.
-        mask: (H, W) labels.
-        size: (height, width) to return.
-
-    Returns:
-        Image (C, *size) in [-1, 1], mask (*size).
-
-    Raises:
-        InputError: image and mask differ in size, or the image is too thin to be padded.
-    """
-    from PIL import Image
-
-    if image.shape[:2] != mask.shape:
-        raise InputError(
-            f"{path}: image is {image.shape[1]} x {image.shape[0]} pixels, its mask"
-            f" {mask.shape[1]} x {mask.shape[0]}; expected the same, copy both again"
-        )
-    height, width = mask.shape
-    padded = (
-        max(height, round(width * size[0] / size[1])),
-        max(width, round(height * size[1] / size[0])),
-    )
-    if padded[0] * padded[1] > MAX_PIXELS:
-        raise InputError(
-            f"{path}: {width} x {height} pixels are too thin to be padded to a picture"
-        )
-    margins = [
-        ((p - n) // 2, p - n - (p - n) // 2) for p, n in zip(padded, mask.shape, strict=True)
-    ]
-    shape = (size[1], size[0])
-    wide = Image.fromarray(np.pad(image, [*margins, (0, 0)], mode="edge"))
-    labels = Image.fromarray(np.pad(mask, margins))
-    pixels = np.asarray(wide.resize(shape, Image.Resampling.BILINEAR), dtype=np.float32)
-    return (
-        np.moveaxis(pixels / np.float32(127.5) - np.float32(1), -1, 0),
-        np.asarray(labels.resize(shape, Image.Resampling.NEAREST)),
-    )
-
-
-def relabel(
-    path: Path, mask: NDArray[np.uint8], table: NDArray[np.int64], *, expected: str
-) -> NDArray[np.uint8]:
-    """Turn stored mask values into labels.
-
-    Args:
-        path: named in messages.
-        mask: values as stored.
-        table: (256,) label of each value, -1 for one that must not occur.
-        expected: the allowed values in words.
-
-    Raises:
-        InputError: a value that must not occur.
-    """
-    labels = table[mask]
-    foreign = mask[labels < 0]
-    if foreign.size:
-        raise InputError(
-            f"{path}: mask value {foreign[0]} in {np.sum(foreign == foreign[0])} pixels;"
-            f" expected {expected}; copy the original mask again"
-        )
-    return labels.astype(np.uint8)
-
-
-def digest_files(name: str, size: Size, root: Path, hashes: Iterable[tuple[Path, str]]) -> str:
-    """sha256 over data set, size, and the name below `root` and sha256 of every file, sorted."""
-    lines = sorted(f"{path.relative_to(root).as_posix()} {digest}" for path, digest in hashes)
-    return _sha256("\n".join((name, "x".join(map(str, size)), *lines)).encode())
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

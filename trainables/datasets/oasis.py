@@ -33,16 +33,18 @@ from trainables.datasets.base import (
     DatasetReport,
     DatasetSource,
     ImageDataset,
+    Size,
+    require_size,
+)
+from trainables.datasets.files import (
     Listing,
     Pair,
     Sample,
-    Size,
     check_files,
     load_files,
     open_listing,
     read_rows,
     read_text,
-    require_size,
 )
 
 LABELS = (

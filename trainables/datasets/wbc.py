@@ -17,21 +17,17 @@ from pathlib import Path
 import numpy as np
 
 from search_spaces.errors import InputError
-from trainables.datasets.base import (
-    DatasetReport,
-    DatasetSource,
-    ImageDataset,
+from trainables.datasets.base import DatasetReport, DatasetSource, ImageDataset, Size, require_size
+from trainables.datasets.files import (
     Listing,
     Pair,
     Sample,
-    Size,
     check_files,
     decode_image,
     load_files,
     open_listing,
     read_rows,
     relabel,
-    require_size,
     resize_pair,
 )
 

@@ -15,7 +15,8 @@ class PrimaryNetwork(Protocol):
 
     It is constructed with the keywords `in_channels`, `out_channels`, `encoder_widths`,
     `decoder_widths`, `num_dims`, `rounding` and the spec's `model.options`. All its state are
-    parameters, so that a function of the conditioning can take their place.
+    parameters, so that a function of the conditioning can take their place. A keyword that changes
+    neither names nor shapes of them may be chosen after training: the spec's `model.choices`.
 
     Attributes:
         arguments: keywords that construct the same network again, JSON values only.

@@ -10,13 +10,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainables.cost import Operation, Rounding, Size, rescaled_size
+
+Interpolation = Literal["linear", "nearest"]
 
 
 class ConvBlock(nn.Module):
@@ -44,9 +46,12 @@ class UNet(nn.Module):
             `encoder_widths`.
         num_dims: 2 or 3 spatial axes.
         rounding: how a rescaled size becomes an integer.
+        interpolation: between the features of two sizes; `linear` along every axis, as in the
+            paper, or the `nearest`.
 
     Raises:
-        ValueError: the numbers of stages do not match, or `num_dims` is neither 2 nor 3.
+        ValueError: the numbers of stages do not match, `num_dims` is neither 2 nor 3, or another
+            interpolation.
     """
 
     def __init__(
@@ -58,6 +63,7 @@ class UNet(nn.Module):
         decoder_widths: Sequence[int],
         num_dims: int = 2,
         rounding: Rounding = "round",
+        interpolation: Interpolation = "linear",
     ) -> None:
         super().__init__()
         if len(decoder_widths) != len(encoder_widths) - 1:
@@ -67,11 +73,16 @@ class UNet(nn.Module):
             )
         if num_dims not in (2, 3):
             raise ValueError(f"num_dims must be 2 or 3, got {num_dims}")
+        if interpolation not in get_args(Interpolation):
+            raise ValueError(
+                f"interpolation must be one of {', '.join(get_args(Interpolation))}, "
+                f"got {interpolation!r}"
+            )
         self.rounding: Rounding = rounding
+        self.interpolation: Interpolation = interpolation
         self.in_channels, self.out_channels = in_channels, out_channels
         self.encoder_widths, self.decoder_widths = tuple(encoder_widths), tuple(decoder_widths)
         self.num_dims = num_dims
-        self.mode = "bilinear" if num_dims == 2 else "trilinear"
         self.encoder = nn.ModuleList(
             ConvBlock(before, after, num_dims=num_dims)
             for before, after in itertools.pairwise([in_channels, *encoder_widths])
@@ -95,6 +106,7 @@ class UNet(nn.Module):
             "decoder_widths": list(self.decoder_widths),
             "num_dims": self.num_dims,
             "rounding": self.rounding,
+            "interpolation": self.interpolation,
         }
 
     @property
@@ -115,14 +127,19 @@ class UNet(nn.Module):
             if level:
                 skips.append(x)
                 size = rescaled_size(x.shape[2:], factors[level - 1], rounding=self.rounding)
-                x = F.interpolate(x, size=size, mode=self.mode, align_corners=False)
+                x = self._resized(x, size)
             x = block(x)
         for block in self.decoder:
             skip = skips.pop()
-            x = F.interpolate(x, size=skip.shape[2:], mode=self.mode, align_corners=False)
-            x = block(torch.cat([x, skip], dim=1))
+            x = block(torch.cat([self._resized(x, skip.shape[2:]), skip], dim=1))
         logits: Tensor = self.head(x)
         return logits
+
+    def _resized(self, x: Tensor, size: Size) -> Tensor:
+        if self.interpolation == "nearest":
+            return F.interpolate(x, size=size, mode="nearest-exact")
+        mode = "bilinear" if self.num_dims == 2 else "trilinear"
+        return F.interpolate(x, size=size, mode=mode, align_corners=False)
 
     def operations(self, size: Size, factors: Sequence[float]) -> list[Operation]:
         """List what `forward` does to one image of that spatial size, without running it."""
