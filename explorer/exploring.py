@@ -1,9 +1,13 @@
 """Questions to frozen models: which settings are evaluated next, where, and in which order.
 
-A chunk is a batch of settings of one method, evaluated on every seed's model. The settings of
-batch k are asked for after exactly the batches up to k - W have been told (W chunks in flight), so
-the same spec gives the same table whatever the timing; a resumed exploration makes the same calls
-and answers from the table what it finds there.
+A chunk is a batch of settings of one method, evaluated on every seed's model. Where it makes a
+difference, the settings of batch k are asked for after exactly the batches up to k - W have been
+told (W chunks in flight), so the same spec gives the same table whatever the timing; a resumed
+exploration makes the same calls and answers from the table what it finds there.
+
+Every worker is a Ray Tune trial that takes chunk after chunk. A trial per chunk on reused actors
+would leave all but one worker idle: Tune ends an actor that has no next trial at once, and while
+another one starts, which takes seconds, the others take its trials.
 """
 
 from __future__ import annotations
@@ -21,9 +25,9 @@ import ray
 import torch
 from numpy.typing import NDArray
 from ray import tune
-from ray.tune.search import Searcher
 from torch import nn
 
+from explorer.mailbox import Letter, Mailbox
 from explorer.measurements import Measurement, setting_id
 from explorer.progress import ProgressReport
 from explorer.racing import Race, Rival, Values, mean_over_seeds
@@ -37,12 +41,13 @@ from trainables.train_loop import evaluate_network, load_tensors
 
 Key = tuple[str, str, str]
 
-SMALL_CHUNK, LARGE_CHUNK = 10, 100
+SMALL_CHUNK, LARGE_CHUNK = 10, 100  # settings
+LEAST_CHUNKS = 4  # per worker
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """The settings that one Ray Tune trial of the exploration stage evaluates.
+    """The settings that a worker of the exploration stage evaluates before it reports.
 
     Attributes:
         name: unique within an exploration.
@@ -111,6 +116,11 @@ class Unit:
     finishers: list[Rival] = field(default_factory=list)
     rivals: list[Rival] = field(default_factory=list)
 
+    @property
+    def learns(self) -> bool:
+        """Whether what was told before makes a difference to a chunk."""
+        return self.race is not None or num_settings(self.sampler) is None
+
 
 class ListSampler:
     """Settings known beforehand, in their order."""
@@ -128,13 +138,23 @@ class ListSampler:
         """Nothing: a list learns nothing."""
 
 
+def num_settings(sampler: Sampler) -> int | None:
+    """How many settings a sampler has at most, if it learns nothing from what it is told."""
+    return getattr(sampler, "num_settings", None)
+
+
 def chunk_size(samplers: Sequence[Sampler], num_workers: int) -> int:
-    """Settings per chunk: few where a sampler learns, else several chunks for every worker."""
-    counts: list[int | None] = [getattr(sampler, "num_settings", None) for sampler in samplers]
+    """Settings per chunk: few where a sampler learns, else several chunks for every worker.
+
+    Then each worker has as many as the others, so that all end at about the same time.
+    """
+    counts = [num_settings(sampler) for sampler in samplers]
     known = [count for count in counts if count is not None]
     if len(known) < len(counts):
         return SMALL_CHUNK
-    return min(LARGE_CHUNK, max(SMALL_CHUNK, sum(known) // (4 * max(1, num_workers))))
+    each = sum(known) / max(1, num_workers)
+    num_chunks = max(LEAST_CHUNKS, math.ceil(each / LARGE_CHUNK))
+    return max(SMALL_CHUNK, math.ceil(each / num_chunks))
 
 
 class Plan:
@@ -164,15 +184,15 @@ class Plan:
         self.in_flight: dict[str, tuple[Unit, int]] = {}
 
     @property
-    def is_finished(self) -> bool:
-        """Whether nothing is left to ask and nothing is in flight."""
-        return self.current == len(self.units) and not self.in_flight
+    def is_asked(self) -> bool:
+        """Whether nothing is left to ask."""
+        return self.current == len(self.units)
 
     def next_chunk(self) -> Chunk | None:
         """The next chunk that may be evaluated now; None while one is awaited, or at the end."""
         while self.current < len(self.units):
             unit = self.units[self.current]
-            if not self._tell_until(unit, unit.num_asked - self.window):
+            if not self._tell_until(unit, unit.num_asked - self.window) and unit.learns:
                 return None
             settings = unit.sampler.ask(self.batch_size)
             if not settings:
@@ -457,97 +477,105 @@ def _explore_with_tune(
     first = plan.next_chunk()
     if first is None:
         return
-    search = _ChunkSearch(plan, first, record, progress)
+    mailbox = Mailbox.remote()  # type: ignore[attr-defined]  # ray adds it
+    driver = _Driver(plan, mailbox, num_workers, record, progress)
+    driver.hand_out([first])
     shared = ray.put(models)
     with tempfile.TemporaryDirectory(prefix="tune_") as storage:
         tuner = tune.Tuner(
             tune.with_resources(
-                tune.with_parameters(_tune_chunk, shared=[shared]),
+                tune.with_parameters(_work, shared=[shared, mailbox]),
                 {"cpu": float(models.spec.train.num_threads)},
             ),
-            tune_config=tune.TuneConfig(
-                search_alg=search,
-                num_samples=-1,
-                max_concurrent_trials=num_workers,
-                reuse_actors=True,
-            ),
+            param_space={"worker": tune.grid_search(list(range(num_workers)))},
             run_config=tune.RunConfig(
                 storage_path=storage,
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=2),
+                callbacks=[driver],
             ),
         )
-        # Tune says that it will stop at the searcher's end, which is the plan; errors are raised
+        # errors are raised below
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         results = tuner.fit()
-    for result in map(results.__getitem__, range(len(results))):
-        if result.error is not None:
-            cause = root_cause(result.error)
-            raise RunError(
-                f"exploring stopped: {type(cause).__name__}: {' '.join(str(cause).split())}; what "
-                f"was measured is kept, resume to go on"
-            ) from result.error
-    if search.error is not None:
-        raise search.error
+    if driver.error is not None:
+        raise driver.error
+    errors = [results[index].error for index in range(len(results))]
+    for error in filter(None, errors):
+        cause = root_cause(error)
+        raise RunError(
+            f"exploring stopped: {type(cause).__name__}: {' '.join(str(cause).split())}; what was "
+            f"measured is kept, resume to go on"
+        ) from error
 
 
-class _ChunkSearch(Searcher):
-    """Hands the plan's chunks to Ray Tune, and the results back."""
+def _work(config: dict[str, Any], shared: list[Any]) -> None:
+    """Take chunks and report their evaluations until there are no more: a Ray Tune trial."""
+    reference, mailbox = shared
+    models: FrozenModels = ray.get(reference)
+    done: str | None = None
+    while (letter := ray.get(mailbox.take.remote(config["worker"], done))) is not None:
+        chunk: Chunk = ray.get(letter.contents[0])
+        evaluations = list(models.evaluate(chunk))
+        done = chunk.name
+        # Tune prints the last report of a trial if there is no number in it
+        tune.report({"chunk": done, "num_rows": len(evaluations), "evaluations": evaluations})
+
+
+class _Driver(tune.Callback):
+    """Records what workers report, and hands the next chunks out."""
 
     def __init__(
         self,
         plan: Plan,
-        first: Chunk,
+        mailbox: Any,
+        num_workers: int,
         record: Callable[[Chunk, Sequence[Evaluation]], Sequence[Measurement]],
         progress: ProgressReport,
     ) -> None:
-        super().__init__(metric=None, mode=None)
-        self.plan, self.record, self.progress = plan, record, progress
-        self.waiting: list[Chunk] = [first]
+        self.plan, self.mailbox, self.num_workers = plan, mailbox, num_workers
+        self.record, self.progress = record, progress
         self.chunks: dict[str, Chunk] = {}
+        self.was_told_to_end = False
         self.error: Exception | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # Tune saves searchers for its own restore; ours is the table
+        # Tune saves callbacks for its own restore; ours is the table
         return {}
 
-    def suggest(self, trial_id: str) -> Any:
-        if self.error is not None:
-            return Searcher.FINISHED
-        chunk = self.waiting.pop() if self.waiting else self.plan.next_chunk()
-        if chunk is None:
-            return Searcher.FINISHED if self.plan.is_finished else None
-        self.chunks[trial_id] = chunk
-        return {"chunk": chunk}
+    def hand_out(self, chunks: list[Chunk]) -> None:
+        """Send chunks, and as many more as may be in flight: one waits for each worker."""
+        while len(self.plan.in_flight) < 2 * self.num_workers:
+            chunk = self.plan.next_chunk()
+            if chunk is None:
+                break
+            chunks.append(chunk)
+        self.chunks |= {chunk.name: chunk for chunk in chunks}
+        sent: list[Letter | None] = [Letter(one.name, [ray.put(one)]) for one in chunks]
+        if self.plan.is_asked and not self.was_told_to_end:
+            self.was_told_to_end = True
+            sent += [None] * self.num_workers
+        if sent:
+            self.mailbox.put.remote(sent)
 
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        chunk = self.chunks.pop(trial_id)
-        if error or not result:
-            self.error = self.error or RunError(f"chunk {chunk.name} failed")
-            return
+        chunk = self.chunks.pop(result.get("chunk", ""), None)
+        if chunk is None or self.error is not None:
+            return  # evaluated again by a worker that was killed after its report
         try:
             evaluations = result["evaluations"]
             self.plan.complete(chunk, self.record(chunk, evaluations), values_of(evaluations))
+            self.hand_out([])
         except Exception as failure:  # noqa: BLE001 - raised again once Tune has stopped
-            self.error = failure
+            self._stop(failure)
         self.progress.update(chunk.name, 1.0)
 
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing: the table is what a resumed exploration reads."""
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A worker failed for good: the others are to end, and its error is raised."""
+        self._stop(None)
 
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing, likewise."""
-
-
-_MODELS: dict[Any, FrozenModels] = {}
-
-
-def _tune_chunk(config: dict[str, Any], shared: list[ray.ObjectRef[FrozenModels]]) -> None:
-    """Evaluate one chunk on a reused actor, which rebuilds the models once."""
-    reference = shared[0]
-    if reference not in _MODELS:
-        _MODELS.clear()
-        _MODELS[reference] = ray.get(reference)
-    tune.report({"evaluations": list(_MODELS[reference].evaluate(config["chunk"]))})
+    def _stop(self, failure: Exception | None) -> None:
+        self.error = self.error or failure
+        self.mailbox.stop.remote(self.num_workers)

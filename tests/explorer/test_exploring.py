@@ -80,7 +80,7 @@ def rows_of(chunk, value=lambda trial_id, phi: phi):
 def carry_out(plan, rng):
     """Carry a plan out with as many chunks in flight as it gives, completed in random order."""
     in_flight, order = [], []
-    while not plan.is_finished:
+    while not (plan.is_asked and not plan.in_flight):
         while (chunk := plan.next_chunk()) is not None:
             in_flight.append(chunk)
         if not in_flight:
@@ -88,7 +88,8 @@ def carry_out(plan, rng):
         chunk = in_flight.pop(rng.randrange(len(in_flight)))
         order.append(chunk.name)
         plan.complete(chunk, rows_of(chunk), {})
-    assert plan.is_finished
+    assert plan.is_asked
+    assert not plan.in_flight
     return order
 
 
@@ -168,7 +169,7 @@ def test_next_unit_begins_while_the_last_one_is_in_flight():
     assert plan.next_chunk().name == "val-unit0-00000"
     assert plan.next_chunk().name == "val-unit1-00000"
     assert plan.next_chunk() is None
-    assert not plan.is_finished
+    assert plan.in_flight
 
 
 def test_sampler_is_told_the_mean_over_seeds():
@@ -262,7 +263,8 @@ def test_exploring_in_process_evaluates_every_setting_on_every_seed():
 
     models = frozen_models()
     explore(plan, models, record, ProgressReport(quiet=True), num_workers=0)
-    assert plan.is_finished
+    assert plan.is_asked
+    assert not plan.in_flight
     assert [(one.trial_id, one.setting["phi"]) for one in seen] == [
         ("sshn-s0", 0),
         ("sshn-s1", 0),
@@ -301,7 +303,7 @@ def test_shift_of_a_precision_is_told_per_metric():
 
 @pytest.mark.parametrize(
     ("counts", "num_workers", "expected"),
-    [([51], 2, 10), ([1331], 2, 100), ([400], 2, 50), ([51, 51, 51, 11], 2, 20), ([200], 0, 50)],
+    [([51], 2, 10), ([1331], 2, 96), ([400], 2, 50), ([51, 51, 51, 11], 2, 21), ([200], 0, 50)],
 )
 def test_chunks_of_a_list_keep_the_workers_busy(counts, num_workers, expected):
     samplers = [ListSampler([{"phi": 0.0}] * count) for count in counts]
