@@ -188,6 +188,13 @@ class Plan:
         """Whether nothing is left to ask."""
         return self.current == len(self.units)
 
+    @property
+    def num_chunks(self) -> int | None:
+        """How many chunks there are, if no bound on a cost rules settings out; None: not known."""
+        counts = [num_settings(unit.sampler) for unit in self.units]
+        known = [math.ceil(count / self.batch_size) for count in counts if count is not None]
+        return sum(known) if len(known) == len(counts) else None
+
     def next_chunk(self) -> Chunk | None:
         """The next chunk that may be evaluated now; None while one is awaited, or at the end."""
         while self.current < len(self.units):

@@ -443,7 +443,9 @@ class Session:
             recorded_values=self.recorded_values,
         )
         what = "exploring on validation" if split == "val" else "final pass on test"
-        self.progress.phase(what)
+        is_resumed = any(key[1] == split for key in self.recorded)
+        is_counted = not section.constraints and not is_resumed
+        self.progress.phase(what, plan.num_chunks if is_counted else None)
         if section.precision != "float32":
             self._settle_precision(models, units)
         explore(plan, models, self._record, self.progress, num_workers=section.num_workers)

@@ -149,6 +149,12 @@ def test_calls_do_not_depend_on_the_order_of_completion(window):
     assert (len(orders) > 1) == (window > 1)
 
 
+def test_number_of_chunks_is_known_where_no_sampler_learns():
+    lists = [ListSampler([{"phi": 0.1}] * 5), ListSampler([{"phi": 0.2}])]
+    assert new_plan(lists, window=1).num_chunks == 4
+    assert new_plan([*lists, LoggingSampler(2)], window=1).num_chunks is None
+
+
 def test_no_more_than_the_window_is_in_flight():
     plan = new_plan([LoggingSampler(20)], window=3)
     chunks = [plan.next_chunk() for _ in range(4)]
