@@ -382,7 +382,9 @@ def test_folder_is_no_spec(tmp_path):
         ("train.gpus_per_worker=99", "99 GPUs each do not fit on this machine"),
     ],
 )
-def test_check_finds_it_before_anything_starts(change, message):
+def test_check_finds_it_before_anything_starts(change, message, monkeypatch):
+    # other tests' Ray may be up, and a Ray that runs is asked itself
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
     with pytest.raises(InputError, match=message):
         check_spec(load_spec("demo", [change]))
 
