@@ -124,6 +124,8 @@ def resume(exploration_id: Id, runs_dir: RunsDir = None, as_json: Json = False) 
 def list_explorations(runs_dir: RunsDir = None, as_json: Json = False) -> None:
     """List the explorations of a runs directory."""
     runs = runs_place(runs_dir)
+    if runs_dir and not runs.is_dir():
+        raise InputError(f"--runs-dir {runs_dir}: expected a folder, found none")
     rows = []
     for exploration_id in exploration_ids(runs):
         exploration = Exploration(runs / exploration_id)
@@ -204,7 +206,7 @@ def frontier(
     ] = False,
     between: Annotated[
         list[str] | None,
-        typer.Option("--between", help="Compare on these settings only: phi=0.1:0.5."),
+        typer.Option("--between", help="Differences on test over these alone: phi=0.1:0.5."),
     ] = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Draw into a .html or .png file.")
@@ -495,13 +497,15 @@ def _assignments(texts: list[str]) -> dict[str, Any]:
     """`NAME=VALUE` texts as a mapping; numbers where they are numbers."""
     values: dict[str, Any] = {}
     for text in texts:
-        name, separator, value = text.partition("=")
+        name, separator, value = (part.strip() for part in text.partition("="))
         if not separator:
-            raise InputError(f"--at {text}: expected NAME=VALUE such as phi=0.5")
+            raise InputError(f"{text}: expected NAME=VALUE such as phi=0.5")
+        if name in values:
+            raise InputError(f"expected one value of {name}, got several")
         try:
-            values[name.strip()] = float(value)
+            values[name] = float(value)
         except ValueError:
-            values[name.strip()] = value.strip()
+            values[name] = value
     return values
 
 
@@ -516,4 +520,6 @@ def _ranges(texts: list[str] | None) -> dict[str, tuple[float, float]]:
             raise InputError(
                 f"--between {text}: expected NAME=LOW:HIGH such as phi=0.1:0.5"
             ) from None
+        if float(low) > float(high):
+            raise InputError(f"--between {text}: expected LOW at most HIGH")
     return ranges

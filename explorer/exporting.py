@@ -22,6 +22,7 @@ from explorer.extensions import Extensions, find
 from explorer.measurements import Columns
 from explorer.places import Place
 from explorer.points import Point
+from explorer.queries import PointTable
 from explorer.specs import ExplorationSpec
 from explorer.store import read_json
 from explorer.training import build_trainable, read_record, read_weights
@@ -102,6 +103,8 @@ def export(
         RunError: `output` cannot be written.
     """
     trial_id = _best_trial(columns, objective, point)
+    seed = int(columns["seed"][columns["trial_id"] == trial_id][0])
+    own = _point_of(columns, point, seed)
     network = materialize(folder, spec, trial_id, point.conditioning)
     primary: Any = network.primary
     weights = {name: tensor.contiguous() for name, tensor in network.settled.items()}
@@ -128,8 +131,9 @@ def export(
             "method": point.method,
             "conditioning": dict(point.conditioning),
             "dataset": spec.dataset.name,
-            "metrics": dict(point.metrics),
-            "test_metrics": dict(point.test_metrics),
+            "seed": seed,
+            "metrics": dict(own.metrics),
+            "test_metrics": dict(own.test_metrics),
             "costs": dict(point.costs),
             "weights_sha256": hashlib.sha256((output / WEIGHTS_FILE).read_bytes()).hexdigest(),
         }
@@ -174,6 +178,13 @@ def load_network(
     with torch.device("meta"):
         skeleton = build(**description["arguments"])
     return MaterializedNetwork(skeleton, weights, factors)
+
+
+def _point_of(columns: Columns, point: Point, seed: int) -> Point:
+    """The same setting of one seed alone: the weights are that seed's, and so are the metrics."""
+    table = PointTable.of(columns, method=point.method, seeds=(seed,))
+    points = (table.point(index) for index in range(len(table)))
+    return next(one for one in points if one.conditioning == point.conditioning)
 
 
 def _best_trial(columns: Columns, objective: Objective, point: Point) -> str:

@@ -406,7 +406,8 @@ def _mark_iso_accuracy(
         ours.x[row], ours.y[row], "D", color=ours.color, markeredgecolor="white", ms=7, zorder=7
     )
     than = f"{abs(saving):.0f} % {'fewer' if saving >= 0 else 'more'}"
-    text = f"same {name_of(metric)} as the best {rival.method}, {than} {cost_words(cost)[2]}"
+    where = " on validation" * ("validation_metrics" in ours.points[0])
+    text = f"same {name_of(metric)}{where} as the best {rival.method}, {than} {cost_words(cost)[2]}"
     return [_legend_mark("D", text, size=5)]
 
 

@@ -111,9 +111,10 @@ def show_comparison(comparison: Mapping[str, Any]) -> None:
     for name, saving in comparison["iso_accuracy"].items():
         if saving["saving"] is not None:
             setting = _setting(saving["point"]["conditioning"])
+            than = "fewer" if saving["saving"] >= 0 else "more"
             console.print(
                 f"{main} at {setting} has at least the {quality} of the best {name} on validation "
-                f"with {100 * saving['saving']:.0f} % fewer {cost}"
+                f"with {abs(100 * saving['saving']):.0f} % {than} {cost}"
             )
         else:
             console.print(f"{main} does not reach the {quality} of the best {name} on validation")
@@ -189,7 +190,7 @@ def _point(point: Point) -> str:
     metrics = ", ".join(f"{name} {value:.4f}" for name, value in point.metrics.items())
     costs = ", ".join(f"{name} {_number(value)}" for name, value in point.costs.items())
     test = ", ".join(f"{name} {value:.4f}" for name, value in point.test_metrics.items())
-    on_test = f" (on test {test})" if test else ""
+    on_test = f" (on test {test})" if test else " (refined, not looked at on test)"
     return f"{point.method} at {_setting(point.conditioning)}: {metrics}{on_test}; {costs}"
 
 

@@ -359,7 +359,7 @@ class PointTable:
         )
         word = "smallest" if bound.kind == "max" else "largest"
         what = f"{word} {bound.name}" if others else word
-        return f"{what} is {_told_apart(value, bound.value)} ({setting})"
+        return f"{what} is {_reachable(value, bound)} ({setting})"
 
 
 def _loss(objective: Objective) -> Key:
@@ -374,10 +374,13 @@ def _along_a_cost(costs: Mapping[str, Floats], rows: PointRows) -> NDArray[np.in
     return np.arange(len(rows))
 
 
-def _told_apart(value: float, bound: float) -> str:
+def _reachable(value: float, bound: Bound) -> str:
+    """The nearest value that there is, written as a bound that it keeps and that differs."""
     for digits in (3, 4, 6, 9):
-        if format_quantity(value, digits=digits) != format_quantity(bound, digits=digits):
-            return format_quantity(value, digits=digits)
+        text = format_quantity(value, digits=digits)
+        is_kept = Bound(bound.name, bound.kind, parse_quantity(text)).is_kept({bound.name: value})
+        if is_kept and text != format_quantity(bound.value, digits=digits):
+            return text
     return format_quantity(value, digits=17)
 
 

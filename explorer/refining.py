@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import qmc
 
-from explorer.measurements import setting_id
 from explorer.sampling import rounded
 from search_spaces.space import Config, SearchSpace
 
 NUM_TRIES = 64  # candidates per wanted setting before a neighbourhood counts as exhausted
+CLOSEST = 5e-4  # in units of a range: closer settings are the same network for all that matters
 
 
 def settings_around(
@@ -34,7 +34,7 @@ def settings_around(
 
     Args:
         centre: an explored setting.
-        explored: all of them; none is returned again.
+        explored: all of them; none is returned again, nor one that is closer than CLOSEST to one.
         space: the conditioning parameters with the ranges that may be explored.
         m: how many.
         is_admissible: whether bounds on known costs allow a setting.
@@ -48,16 +48,16 @@ def settings_around(
     distances = distances[distances > 0]
     reach = float(distances[: 2 * len(space)].max(initial=0.0)) or 1.0
     low, high = np.clip(own - reach, 0, 1), np.clip(own + reach, 0, 1)
-    seen = {setting_id(setting) for setting in explored}
     found: list[Config] = []
     for unit in _sobol(len(space), m * NUM_TRIES):
         if len(found) == m:
             break
         (setting,) = space.decode((low + unit * (high - low))[None])
         setting = rounded(space, setting)
-        if setting_id(setting) in seen or not is_admissible(setting):
+        places = space.encode([setting])
+        if np.abs(units - places).max(axis=1).min() < CLOSEST or not is_admissible(setting):
             continue
-        seen.add(setting_id(setting))
+        units = np.vstack([units, places])
         found.append(setting)
     return found
 

@@ -80,7 +80,7 @@ class Sender:
         root = str(Path(__file__).parents[1])
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "explorer.sending", str(folder), str(every_s)],
+            [sys.executable, "-P", "-m", "explorer.sending", str(folder), str(every_s)],
             bufsize=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

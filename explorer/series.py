@@ -86,10 +86,10 @@ class Series:
 
     @property
     def front(self) -> NDArray[np.intp]:
-        """Rows that no cheaper or equally cheap point equals or beats, by rising x and y."""
-        order = np.lexsort((-self.y, self.x))
-        before = np.maximum.accumulate(np.concatenate(([-np.inf], self.y[order][:-1])))
-        return order[self.y[order] > before]
+        """Rows that no cheaper or equally cheap point equals or beats in `choice`, by rising x."""
+        order = np.lexsort((-self.choice, self.x))
+        before = np.maximum.accumulate(np.concatenate(([-np.inf], self.choice[order][:-1])))
+        return order[self.choice[order] > before]
 
 
 def series_of(points: Sequence[Point], *, x_axis: Axis, y_axis: Axis, main: str) -> list[Series]:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from explorer.queries import Bound, PointTable, parse_bound
+from explorer.quantities import parse_quantity
+from explorer.queries import Bound, PointTable, _reachable, parse_bound
 from search_spaces.errors import InputError
 from search_spaces.problem import Objective
 from tests.conftest import columns_of, row
@@ -402,3 +403,18 @@ def test_losses_come_in_the_order_of_recording() -> None:
     rows = [row(0.2, 0.8, 2.0), row(0.1, 0.9, 1.0), row(0.3, math.nan, 3.0)]
     losses = PointTable.of(columns_of(rows)).losses([DICE, MACS])
     assert losses.tolist() == [[-0.8, 2.0], [-0.9, 1.0]]
+
+
+@pytest.mark.parametrize(
+    ("value", "bound", "text"),
+    [
+        (85_014_528, Bound("flops", "max", 85e6), "85.014528M"),
+        (0.94048, Bound("dice", "min", 0.9405), "0.94"),
+        (0.99999, Bound("dice", "min", 1.0), "0.99999"),
+        (40.0, Bound("macs", "max", 39.9), "40"),
+    ],
+)
+def test_value_named_in_a_reason_is_a_bound_that_can_be_kept(value, bound, text):
+    told = _reachable(float(value), bound)
+    assert told == text
+    assert Bound(bound.name, bound.kind, parse_quantity(told)).is_kept({bound.name: value})

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from explorer.refining import settings_around
+from explorer.refining import CLOSEST, settings_around
 from search_spaces.rescaling import rescaling_space
 
 PHI = rescaling_space()
@@ -41,3 +41,11 @@ def test_one_explored_setting_opens_the_whole_space():
     phis = [setting["phi"] for setting in found]
     assert min(phis) < 0.1
     assert max(phis) > 0.9
+
+
+def test_settings_too_close_to_tell_apart_are_left_out():
+    explored = [{"phi": value} for value in (0.2, 0.203, 0.206)]
+    found = settings_around(explored[1], explored, PHI, 50)
+    phis = sorted(one["phi"] for one in [*explored, *found])
+    assert 1 <= len(found) < 50
+    assert min(np.diff(phis)) >= CLOSEST

@@ -16,14 +16,16 @@ import pytest
 import torch
 
 from explorer import cli
-from explorer.exporting import _best_trial, load_network
+from explorer.exporting import _best_trial, _point_of, load_network
 from explorer.points import Point
+from explorer.queries import PointTable
 from explorer.session import load_data
 from explorer.specs import load_spec
 from explorer.store import write_lock
 from explorer.training import build_trainable, read_record, read_weights
 from search_spaces.errors import InputError
 from search_spaces.problem import Objective
+from tests.conftest import columns_of, row
 from trainables.train_loop import load_tensors
 
 pytestmark = [pytest.mark.ray]  # the shared exploration is made by a Ray of its own
@@ -508,6 +510,27 @@ def test_exported_network_is_of_a_trial_behind_the_point():
     }
     point = Point({"phi": 0.5}, {}, {}, {}, 2, {}, {}, "sshn", ("sshn-s1", "sshn-s2"))
     assert _best_trial(columns, Objective("dice", "maximize"), point) == "sshn-s2"
+
+
+def test_exported_metrics_are_those_of_the_seed_whose_weights_are_exported():
+    values = {0: 0.9, 1: 0.7}
+    columns = columns_of(
+        [
+            row(phi, dice + phi, seed=seed, split=split)
+            for seed, dice in values.items()
+            for phi in (0.1, 0.2)
+            for split in ("val", "test")
+        ]
+    )
+    mean = next(
+        one
+        for one in map(PointTable.of(columns, method="sshn").point, range(2))
+        if one.conditioning == {"phi": 0.2}
+    )
+    assert mean.metrics["dice"] == pytest.approx(1.0)
+    own = _point_of(columns, mean, 1)
+    assert own.conditioning == {"phi": 0.2}
+    assert own.metrics["dice"] == own.test_metrics["dice"] == pytest.approx(0.9)
 
 
 def test_infeasible_export_writes_nothing(call, tmp_path):
