@@ -124,8 +124,6 @@ def resume(exploration_id: Id, runs_dir: RunsDir = None, as_json: Json = False) 
 def list_explorations(runs_dir: RunsDir = None, as_json: Json = False) -> None:
     """List the explorations of a runs directory."""
     runs = runs_place(runs_dir)
-    if runs_dir and not runs.is_dir():
-        raise InputError(f"--runs-dir {runs_dir}: expected a folder, found none")
     rows = []
     for exploration_id in exploration_ids(runs):
         exploration = Exploration(runs / exploration_id)

@@ -141,8 +141,8 @@ def test_run_tells_its_progress_on_stderr(finished):
         "starting Ray on this machine",
         "training: 3",
     ]
-    assert "exploring on validation" in lines
-    assert "final pass on test" in lines
+    assert "exploring on validation: 5" in lines
+    assert "final pass on test: 5" in lines
     assert not [line for line in lines if "Traceback" in line or "WARNING" in line]
 
 
@@ -411,7 +411,7 @@ def test_cost_needs_no_run(call):
         (["demo", "--at", "phi=-0.1"], r"phi must be in \[0, 1\]"),
         (["demo", "--at", "phi=nan"], "phi must be finite"),
         (["demo", "--at", "phi=half"], "phi must be a number, got 'half'"),
-        (["demo", "--at", "phi"], "--at phi: expected NAME=VALUE such as phi=0.5"),
+        (["demo", "--at", "phi"], "--at: phi: expected NAME=VALUE such as phi=0.5"),
         (["demo", "--at", "psi=0.5"], "expected values for phi, got psi"),
         (["demmo", "--at", "phi=0.5"], "no such preset or file; presets: "),
         (["demo", "--at", "phi=0.5", "--set", "method=shn"], "unknown method 'shn'"),
