@@ -71,9 +71,14 @@ def explored(
     os.environ["MLFLOW_TRACKING_URI"] = uri or ""
     cpu_before, begin = children_cpu_s(), time.perf_counter()
     sender = None if uri is None else Sender(session.folder)
-    for units in (session._validation_units, session._test_units):
+    explored = session._validation_units(Path(session.folder) / "study.journal")
+    for split in ("val", "test"):
         plan = Plan(
-            units(), batch_size=BATCH_SIZE, window=max(1, num_workers), recorded=session.recorded
+            explored if split == "val" else session._test_units(explored),
+            batch_size=BATCH_SIZE,
+            window=max(1, num_workers),
+            recorded=session.recorded,
+            recorded_values={},
         )
         explore(plan, models, session._record, ProgressReport(quiet=True), num_workers=num_workers)
     explored_at = time.perf_counter()
@@ -117,7 +122,15 @@ class ScriptedModels:
             values = dict.fromkeys(LABELS, quality + spread)
             costs = {"macs": 1e6 * (1 + phi), "parameters": 1e5, "activation_bytes": 1e6}
             yield Evaluation(
-                chunk.trial_ids[0], chunk.split, setting, values, costs, EVALUATION_S, time.time()
+                trial_id=chunk.trial_ids[0],
+                split=chunk.split,
+                setting=setting,
+                values=values,
+                sample_indices=np.arange(self.sizes[chunk.split]),
+                is_complete=True,
+                costs=costs,
+                evaluation_s=EVALUATION_S,
+                time=time.time(),
             )
 
 
