@@ -525,8 +525,9 @@ def _work(config: dict[str, Any], shared: list[Any]) -> None:
         chunk: Chunk = ray.get(letter.contents[0])
         evaluations = list(models.evaluate(chunk))
         done = chunk.name
-        # Tune prints the last report of a trial if there is no number in it
         tune.report({"chunk": done, "num_rows": len(evaluations), "evaluations": evaluations})
+    if done is None:
+        tune.report({"num_rows": 0})  # Tune prints the last report that has no number
 
 
 class _Driver(tune.Callback):
