@@ -38,12 +38,12 @@ def measure() -> dict[str, Sequence[Mapping[str, Any]]]:
     with ray_session():
         warm_up()
         rows = [
-            row("two processes, no Ray: what the machine gives", bare, NUM_SETTINGS, repeats=3),
+            row("two processes, no Ray: what the machine gives", bare, NUM_SETTINGS, repeats=5),
             row(
                 "explorer: chunks through Ray Tune",
                 through_explorer,
                 NUM_SETTINGS,
-                repeats=3,
+                repeats=5,
                 target=0.05,
             ),
             row("Ray Tune, a trial per setting, actors reused", one_per_trial(True), NUM_REUSED),
