@@ -46,7 +46,12 @@ def measure() -> dict[str, Sequence[Mapping[str, Any]]]:
                 repeats=5,
                 target=0.05,
             ),
-            row("Ray Tune, a trial per setting, actors reused", one_per_trial(True), NUM_REUSED),
+            row(
+                "Ray Tune, a trial per setting, actors reused",
+                one_per_trial(True),
+                NUM_REUSED,
+                repeats=3,
+            ),
             row("Ray Tune, a trial per setting, defaults", one_per_trial(False), NUM_DEFAULT),
             row("bare actors, one call per setting", through_actors, NUM_SETTINGS),
         ]
