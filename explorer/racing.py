@@ -3,8 +3,8 @@
 The images are cut into blocks, in an order from a seed alone. After every block but the last, a
 setting is given up when, at a stated confidence, it misses a bound on a metric, or in no measured
 objective is better by more than a margin than a setting that was evaluated to the end and is no
-worse in any known cost. With a margin of 0, nothing that belongs on the front is given up; a small
-one saves what it takes to tell equals apart.
+worse in any known cost. With a margin of 0, only what is surely dominated is given up; a small one
+saves what it takes to tell equals apart.
 
 What tells equals apart is the spread of paired differences, and settings that are close together
 differ little on any image. So the difference to a rival is taken in two steps: from the setting to
