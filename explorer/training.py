@@ -472,8 +472,14 @@ class StoredTuneContext(TuneContext):
         super().__init__(scratch_dir, device=device)
         self.stored = folder / CHECKPOINT_FILE
         if self.stored.exists():
-            with zipfile.ZipFile(fetched(self.stored, scratch_dir)) as archive:
-                archive.extractall(scratch_dir / "checkpoint")
+            try:
+                with zipfile.ZipFile(fetched(self.stored, scratch_dir)) as archive:
+                    archive.extractall(scratch_dir / "checkpoint")
+            except zipfile.BadZipFile as error:
+                raise InputError(
+                    f"{self.stored} is damaged ({error}); delete it and resume to train the trial "
+                    f"from its start"
+                ) from error
 
     def report(self, metrics: dict[str, Any], checkpoint_dir: Path | None) -> None:
         super().report(metrics, checkpoint_dir)
