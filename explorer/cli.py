@@ -179,7 +179,7 @@ def cost(
     as_json: Json = False,
 ) -> None:
     """Say what a setting costs; nothing is trained and no data are needed."""
-    from explorer.training import build_trainable
+    from explorer.models import build_trainable
 
     trainable = build_trainable(load_spec(spec, changes or ()))
     space = trainable.problem.space

@@ -226,8 +226,8 @@ class Exploration:
                 f"has finished it"
             )
         shown.say(f"refining {self.id}")
+        from explorer.models import method_of
         from explorer.session import Session
-        from explorer.training import method_of
 
         if not method_of(self.spec, method).is_amortised:
             raise InputError(f"{method} is trained for each setting: there is nothing to refine")

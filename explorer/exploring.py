@@ -29,11 +29,12 @@ from torch import nn
 
 from explorer.mailbox import Letter, Mailbox
 from explorer.measurements import Measurement, setting_id
+from explorer.models import build_trainable
 from explorer.progress import ProgressReport
 from explorer.racing import Race, Rival, Values, mean_over_seeds
 from explorer.sampling import Sampler
 from explorer.specs import ExplorationSpec
-from explorer.training import Trial, build_trainable, ray_session, root_cause
+from explorer.training import Trial, ray_session, root_cause
 from search_spaces.errors import RunError
 from search_spaces.space import Config
 from trainables.base import Arrays, Precision, Trainable
@@ -41,7 +42,7 @@ from trainables.train_loop import evaluate_network, load_tensors
 
 Key = tuple[str, str, str]
 
-SMALL_CHUNK, LARGE_CHUNK = 10, 100  # settings
+SMALL_CHUNK, LARGE_CHUNK = 10, 200  # settings
 LEAST_CHUNKS = 4  # per worker
 
 
@@ -345,7 +346,7 @@ class FrozenModels:
             network = trainable.materialize(module, asked)
 
         def look(block: NDArray[np.int64]) -> Values:
-            some = Arrays(data.images[block], data.masks[block]) if len(block) < len(data) else data
+            some = data.select(block) if len(block) < len(data) else data
             return evaluate_network(
                 trainable,
                 network,

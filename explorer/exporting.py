@@ -20,12 +20,13 @@ from torch import Tensor
 
 from explorer.extensions import Extensions, find
 from explorer.measurements import Columns
+from explorer.models import build_trainable
 from explorer.places import Place
 from explorer.points import Point
 from explorer.queries import PointTable
 from explorer.specs import ExplorationSpec
 from explorer.store import read_json
-from explorer.training import build_trainable, read_record, read_weights
+from explorer.training import read_record, read_weights
 from search_spaces.errors import InputError, RunError
 from search_spaces.problem import Objective
 from search_spaces.space import Value

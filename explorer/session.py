@@ -11,11 +11,13 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from explorer.exploring import (
     Chunk,
@@ -39,6 +41,7 @@ from explorer.measurements import (
     setting_id,
     values_by_row,
 )
+from explorer.models import build_trainable, dataset_source, method_of
 from explorer.places import Place, written_locally
 from explorer.progress import ProgressReport
 from explorer.queries import Bound, PointTable
@@ -51,9 +54,6 @@ from explorer.specs import ExplorationSpec
 from explorer.store import measurements_store, read_json, samples_store, set_state
 from explorer.training import (
     TrialRecord,
-    build_trainable,
-    dataset_source,
-    method_of,
     ray_session,
     read_record,
     read_weights,
@@ -67,6 +67,8 @@ from search_spaces.problem import Objective
 from search_spaces.space import Config, SearchSpace
 from trainables.base import Arrays, Trainable
 from trainables.datasets.base import ImageDataset, split_indices
+from trainables.datasets.files import read_bytes
+from trainables.datasets.pairs import draw_pairs, read_pairs
 from trainables.train_loop import validation_settings
 
 MANY_PARTS = 200  # slower to load than one
@@ -79,7 +81,7 @@ def load_data(spec: ExplorationSpec) -> ImageDataset:
 
     Raises:
         InputError: missing or damaged data, options that the data set does not have, or fewer
-            images than the spec needs.
+            images or pairs than the spec needs.
     """
     source = dataset_source(spec)
     if source.needs_root and spec.dataset.root is None:
@@ -94,13 +96,61 @@ def load_data(spec: ExplorationSpec) -> ImageDataset:
         if "keyword argument" not in str(error):
             raise
         raise InputError(f"dataset.options of {source.name}: {error}") from None
-    num_images = len(split_indices(dataset, seed=spec.dataset.split_seed)["train"])
-    if num_images < spec.train.batch_size:
+    if spec.registration.pairs is not None:
+        table = read_bytes(Path(spec.registration.pairs).expanduser())
+        digest = hashlib.sha256(dataset.digest.encode() + table).hexdigest()
+        dataset = replace(dataset, digest=digest)
+    indices, pairs = _chosen(spec, dataset)
+    num_samples = len(pairs.get("train", indices["train"]))
+    if num_samples < spec.train.batch_size:
         raise InputError(
-            f"train.batch_size: expected at most the number of training images, {num_images}; "
+            f"train.batch_size: expected at most the number of training samples, {num_samples}; "
             f"got {spec.train.batch_size}"
         )
     return dataset
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The samples of one split, images or pairs, and their ids."""
+
+    arrays: Arrays
+    ids: list[str]
+
+
+def samples_of(spec: ExplorationSpec, dataset: ImageDataset) -> dict[str, Samples]:
+    """What the spec's method is trained on and asked about, by split.
+
+    A pair's id is MOVING>FIXED.
+
+    Raises:
+        InputError: a split is empty, or the spec's table of pairs cannot be used.
+    """
+    indices, pairs = _chosen(spec, dataset)
+    samples = {}
+    for name, own in indices.items():
+        images, masks = dataset.images[own], dataset.masks[own]
+        if name in pairs:
+            ids = [f"{dataset.ids[a]}>{dataset.ids[b]}" for a, b in pairs[name]]
+            arrays = Arrays(images, masks, np.searchsorted(own, pairs[name]))
+        else:
+            ids, arrays = [dataset.ids[index] for index in own], Arrays(images, masks)
+        samples[name] = Samples(arrays, ids)
+    return samples
+
+
+def _chosen(
+    spec: ExplorationSpec, dataset: ImageDataset
+) -> tuple[dict[str, NDArray[np.int64]], dict[str, NDArray[np.int64]]]:
+    """Indices of each split's images, and its pairs if the method registers them."""
+    section, seed = spec.registration, spec.dataset.split_seed
+    if method_of(spec, spec.method).task != "registration":
+        return split_indices(dataset, seed=seed), {}
+    if section.pairs is not None:
+        pairs = read_pairs(section.pairs, dataset)
+        return {name: np.unique(own) for name, own in pairs.items()}, pairs
+    indices = split_indices(dataset, seed=seed)
+    return indices, draw_pairs(indices, num_pairs=section.num_pairs, seed=seed)
 
 
 def code_version() -> str:
@@ -259,9 +309,9 @@ class Session:
         self.folder, self.spec, self.objectives = folder, spec, objectives
         self.progress = progress
         self.state: dict[str, Any] = read_json(folder / "state.json")
-        indices = split_indices(dataset, seed=spec.dataset.split_seed)
-        self.splits = {n: Arrays(dataset.images[i], dataset.masks[i]) for n, i in indices.items()}
-        self.sample_ids = {name: [dataset.ids[i] for i in own] for name, own in indices.items()}
+        samples = samples_of(spec, dataset)
+        self.splits = {name: own.arrays for name, own in samples.items()}
+        self.sample_ids = {name: own.ids for name, own in samples.items()}
         self.store, self.samples = measurements_store(folder), samples_store(folder)
         self.code_version = code_version()
         self.records: dict[str, TrialRecord] = {}

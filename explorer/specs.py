@@ -127,6 +127,29 @@ class ModelSpec(Section):
         return self
 
 
+class RegistrationSpec(Section):
+    """What registration methods train; others leave it alone.
+
+    The conditionings are those of `train.prior`: `lambda`, `gamma` or `radius`. The values here
+    hold for those that are none. `pairs` is a table of scans that belong together; by default all
+    pairs of a split count, and `num_pairs` of them, drawn once, on val and test.
+    """
+
+    similarity: Literal["mse", "ncc", "nmi"] = "mse"
+    noise_scale: Annotated[Number, Field(gt=0)] = 0.05
+    weight: Fraction = 0.5
+    gamma: Fraction = 0.0
+    radius: Annotated[Whole, Field(ge=1, le=15)] = 4
+    trained_labels: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    encoder_widths: Annotated[Widths, Field(min_length=2)] = (16, 32, 32, 32)
+    decoder_widths: Annotated[Widths, Field(min_length=2)] = (32, 32, 32, 32)
+    final_widths: Widths = (32, 16, 16)
+    num_integration_steps: Annotated[Whole, Field(le=16)] = 7
+    damped: bool = False
+    num_pairs: Count = 100
+    pairs: str | None = None
+
+
 class TrainSpec(Section):
     """How every model of the exploration is trained, baselines alike.
 
@@ -135,12 +158,14 @@ class TrainSpec(Section):
     """
 
     epochs: Count = 100
+    steps_per_epoch: Count | None = None
     batch_size: Count = 16
     learning_rate: LearningRate | Annotated[tuple[LearningRate, ...], Field(min_length=1)] = 3e-3
     betas: tuple[Momentum, Momentum] = (0.9, 0.99)
     schedule: Literal["cosine", "constant"] = "cosine"
     max_grad_norm: Annotated[Number, Field(gt=0)] | None = None
     prior: dict[str, Range] = {"phi": (0.0, 0.5)}
+    endpoint_share: Fraction = 0
     dice_share: Fraction = 0.5
     seeds: Annotated[tuple[Whole, ...], Field(min_length=1)] = (0,)
     precision: Literal["float32", "bf16"] = "float32"
@@ -221,6 +246,7 @@ class ExplorationSpec(Section):
     method: str = "sshn"
     dataset: DatasetSpec = DatasetSpec()
     model: ModelSpec = ModelSpec()
+    registration: RegistrationSpec = RegistrationSpec()
     train: TrainSpec = TrainSpec()
     explore: ExploreSpec = ExploreSpec()
     baselines: tuple[BaselineSpec, ...] = ()

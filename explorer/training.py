@@ -28,20 +28,14 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from safetensors.torch import load, save
 from torch import nn
 
-from explorer.extensions import find
+from explorer.models import build_trainable
 from explorer.places import Place, fetched, place_of, written_locally
 from explorer.progress import ProgressReport
 from explorer.specs import BaselineSpec, ExplorationSpec
 from explorer.store import filesystem_of, read_json, write_bytes, write_json
 from search_spaces.errors import InputError, RunError, UserError
-from search_spaces.rescaling import rescaling_space
 from search_spaces.space import Config
 from trainables.base import Arrays, Trainable, TrainConfig
-from trainables.datasets.base import DatasetSource
-from trainables.datasets.sources import DATASETS
-from trainables.methods import TRAINABLES, Method
-from trainables.networks.architectures import NETWORKS
-from trainables.scale_space import SegmentationModel
 from trainables.train_loop import PlainContext, TrainResult, kept_checkpoint, train
 
 CHECKPOINT_FILE = "checkpoint.zip"  # of a trial in an object store
@@ -99,78 +93,20 @@ class TrialRecord:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
-def dataset_source(spec: ExplorationSpec) -> DatasetSource:
-    """The registered data set that the spec names."""
-    return find("datasets", spec.dataset.name, DATASETS, spec.extensions)
-
-
-def method_of(spec: ExplorationSpec, name: str) -> Method:
-    """The registered method of that name.
-
-    Raises:
-        InputError: there is none.
-    """
-    return find("methods", name, TRAINABLES, spec.extensions)
-
-
-def build_trainable(
-    spec: ExplorationSpec, method: str | None = None, settled: Config | None = None
-) -> Trainable:
-    """The trainable of a method (the spec's own by default) on the spec's network and data shape.
-
-    Raises:
-        InputError: unknown method or data set, or a model that does not fit.
-    """
-    construct = method_of(spec, method or spec.method).construct
-    source, model = dataset_source(spec), spec.model
-    labels = source.labels_of(spec.dataset.options) if source.labels_of else source.labels
-    channels = spec.dataset.options.get("channels", source.channels)
-    if not isinstance(channels, int) or channels < 1:
-        raise InputError(
-            f"dataset.options.channels: expected a whole number of at least 1, got {channels!r}"
-        )
-    stages, prior = model.stages, spec.train.prior
-    factors = rescaling_space(num_factors=model.num_factors).names
-    segmentation = SegmentationModel(
-        in_channels=channels,
-        labels=labels,
-        size=spec.dataset.size or source.size,
-        encoder_widths=model.encoder_widths or (model.width,) * stages,
-        decoder_widths=model.decoder_widths or (model.width,) * (stages - 1),
-        num_factors=model.num_factors,
-        rounding=model.rounding,
-        centre=tuple(sum(prior.get(name, (0.0, 1.0))) / 2 for name in factors),
-        encoding=model.encoding,
-        hidden_sizes=model.hidden_sizes,
-        initialisation=model.initialisation,
-        dice_share=spec.train.dice_share,
-        network=find("networks", model.network, NETWORKS, spec.extensions),
-        network_name=model.network,
-        network_options=model.options,
-        network_choices=model.choices,
-    )
-    try:
-        return construct(segmentation, settled)
-    except TypeError as error:
-        if "keyword argument" not in str(error):
-            raise
-        raise InputError(f"model.options of {model.network}: {error}") from None
-    except ValueError as error:
-        raise InputError(f"model: {model.network}: {error}") from None
-
-
 def train_config(spec: ExplorationSpec, trainable: Trainable, trial: Trial) -> TrainConfig:
     """How a trial is trained: the spec's section `train` with its defaults settled."""
     section = spec.train
     names = trainable.problem.space.conditioning.names
     return TrainConfig(
         epochs=section.epochs,
+        steps_per_epoch=section.steps_per_epoch,
         batch_size=section.batch_size,
         learning_rate=trial.learning_rate,
         betas=section.betas,
         schedule=section.schedule,
         max_grad_norm=section.max_grad_norm,
         prior={name: ends for name, ends in section.prior.items() if name in names},
+        endpoint_share=section.endpoint_share,
         seed=trial.seed,
         precision=section.precision,
         channels_last=section.channels_last,

@@ -22,13 +22,43 @@ Precision = Literal["float32", "bf16"]
 
 @dataclass(frozen=True)
 class Arrays:
-    """The images of one split: `images` (n, C, *spatial) float32, `masks` (n, *spatial) uint8."""
+    """The samples of one split: its images, or pairs of them.
+
+    Attributes:
+        images: (m, C, *spatial) float32.
+        masks: (m, *spatial) labels.
+        pairs: (n, 2) indices of a moving and a fixed image each; None: every image is a sample.
+    """
 
     images: NDArray[np.float32]
     masks: NDArray[np.uint8]
+    pairs: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.images if self.pairs is None else self.pairs)
+
+    def select(self, rows: Any) -> Arrays:
+        """Some of the samples; `rows` is whatever indexes an array."""
+        if self.pairs is None:
+            return Arrays(self.images[rows], self.masks[rows])
+        return Arrays(self.images, self.masks, self.pairs[rows])
+
+    def batch(self, rows: Any) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """Images (B, C, *spatial) and masks (B, *spatial) of some samples; see `gather`."""
+        images, masks = gather(self.images, self.masks, self.pairs, rows)
+        return images, masks
+
+
+def gather(images: Any, masks: Any, pairs: Any, rows: Any) -> tuple[Any, Any]:
+    """Images and masks of some samples, of NumPy arrays or of tensors.
+
+    Of pairs, moving then fixed: images (B, 2 C, *spatial) and masks (B, 2, *spatial).
+    """
+    if pairs is None:
+        return images[rows], masks[rows]
+    chosen = pairs[rows]
+    both = images[chosen]
+    return both.reshape(len(chosen), -1, *both.shape[3:]), masks[chosen]
 
 
 @dataclass(frozen=True)
@@ -49,7 +79,8 @@ class TrainConfig:
     """How a model is trained; everything here changes the result.
 
     Attributes:
-        epochs: passes over the training images.
+        epochs: passes over the training samples.
+        steps_per_epoch: a pass ends after so many at most; None: with the last whole batch.
         batch_size: images per step, over all workers together; an incomplete batch is left out.
         learning_rate: of Adam, at the start.
         betas: of Adam.
@@ -57,6 +88,7 @@ class TrainConfig:
         max_grad_norm: the gradient of a step is shortened to this Euclidean norm; None: never.
             Small factors have the largest losses and gradients: shortened, every draw counts.
         prior: range of each conditioning parameter, drawn uniformly once per step.
+        endpoint_share: part of the draws that are an end of the range; categories have none.
         seed: of the initial weights, the batches, the augmentation and the draws.
         precision: `bf16` runs the primary network under bfloat16 autocast.
         channels_last: memory format of images and features.
@@ -68,12 +100,14 @@ class TrainConfig:
     """
 
     epochs: int
+    steps_per_epoch: int | None = None
     batch_size: int = 16
     learning_rate: float = 3e-3
     betas: tuple[float, float] = (0.9, 0.99)
     schedule: Literal["cosine", "constant"] = "cosine"
     max_grad_norm: float | None = None
     prior: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    endpoint_share: float = 0.0
     seed: int = 0
     precision: Precision = "float32"
     channels_last: bool = False
@@ -94,6 +128,9 @@ class Trainable(Protocol):
         problem: the space and objectives; its conditioning parameters are drawn while training.
         metrics: names of what `evaluate` returns.
         stages: in the order of training.
+
+    Registration is given pairs: images (n, 2 C, *spatial) and masks (n, 2, *spatial), moving then
+    fixed.
     """
 
     method: str

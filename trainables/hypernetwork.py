@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -139,21 +139,15 @@ class ConditionedNetwork(nn.Module):
         """Return every weight of the primary network, by name, at the conditioning z (d,)."""
         return dict(self.primary.named_parameters())
 
-    def forward(
-        self,
-        x: Tensor,
-        factors: Sequence[float],
-        z: Tensor,
-        structure: nn.Module | None = None,
-    ) -> Tensor:
-        """Run the primary network on images x with the weights at z.
+    def forward(self, z: Tensor, *inputs: Any, structure: nn.Module | None = None) -> Tensor:
+        """Run the primary network on its inputs with the weights at z.
 
         `structure` has the same weights and is run in its place: what else is chosen at z.
         """
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(z.device.type, enabled=False):
             weights = self.weights(z)
         network = self.primary if structure is None else structure
-        output: Tensor = functional_call(network, weights, (x, factors))
+        output: Tensor = functional_call(network, weights, inputs)
         return output
 
 
@@ -166,6 +160,7 @@ class HyperConditionedNetwork(ConditionedNetwork):
         encoding: of the features, a name in `ENCODINGS`.
         hidden_sizes: see `Hypernetwork`.
         initialisation: see `Hypernetwork`.
+        starts_from_primary: a `residual` one starts with the weights that `primary` has.
         generator: source of the random numbers.
     """
 
@@ -177,9 +172,11 @@ class HyperConditionedNetwork(ConditionedNetwork):
         encoding: str = "complement",
         hidden_sizes: Sequence[int] = (10, 100),
         initialisation: Initialisation = "residual",
+        starts_from_primary: bool = False,
         generator: torch.Generator,
     ) -> None:
         nn.Module.__init__(self)
+        own = [tensor.detach().clone() for tensor in primary.parameters()]
         # structure alone, and not a sub-module: nothing of it is stored, moved or trained
         self.__dict__["primary"] = primary.to("meta")
         self.encode = ENCODINGS[encoding]
@@ -191,6 +188,9 @@ class HyperConditionedNetwork(ConditionedNetwork):
             initialisation=initialisation,
             generator=generator,
         )
+        if starts_from_primary and initialisation == "residual":
+            with torch.no_grad():
+                self.hypernetwork.bias.copy_(torch.cat([tensor.flatten() for tensor in own]))
 
     def weights(self, z: Tensor) -> dict[str, Tensor]:
         predicted: dict[str, Tensor] = self.hypernetwork(self.encode(z))

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, Literal
 
 from search_spaces.space import Config
 from trainables.base import Trainable
-from trainables.scale_space import ScaleSpaceSegmentation, SegmentationModel
+from trainables.hypermorph import Registration
+from trainables.scale_space import ScaleSpaceSegmentation
 
-Constructor = Callable[[SegmentationModel, Config | None], Trainable]
+Task = Literal["segmentation", "registration"]
+# (SegmentationModel or RegistrationModel, setting unless amortised)
+Constructor = Callable[[Any, Config | None], Trainable]
 
 
 @dataclass(frozen=True)
@@ -18,12 +22,14 @@ class Method:
     """A way to reach many settings.
 
     Attributes:
-        construct: makes the trainable of a network, and of a setting unless it is amortised.
+        construct: makes the trainable of a model, and of a setting unless it is amortised.
         is_amortised: one training serves every conditioning; otherwise each takes its own.
+        task: which model it is given: a `SegmentationModel` or a `RegistrationModel`.
     """
 
     construct: Constructor
     is_amortised: bool = True
+    task: Task = "segmentation"
 
 
 TRAINABLES: dict[str, Method] = {
@@ -31,4 +37,8 @@ TRAINABLES: dict[str, Method] = {
     "fixed": Method(partial(ScaleSpaceSegmentation, "fixed"), is_amortised=False),
     "stochastic": Method(partial(ScaleSpaceSegmentation, "stochastic")),
     "film": Method(partial(ScaleSpaceSegmentation, "film")),
+    "hypermorph": Method(partial(Registration, "hypermorph"), task="registration"),
+    "voxelmorph": Method(
+        partial(Registration, "voxelmorph"), is_amortised=False, task="registration"
+    ),
 }

@@ -229,7 +229,7 @@ class ScaleSpaceSegmentation:
     ) -> Tensor:
         z = self.encoded(conditioning, images.device)
         structure = self.structure(conditioning)
-        logits = module(images, self.factors(conditioning), z, structure).float()
+        logits = module(z, images, self.factors(conditioning), structure=structure).float()
         criterion = soft_dice_loss if stage == "soft_dice" else cross_entropy
         return criterion(logits, masks)
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from search_spaces.errors import InputError, RunError
 from search_spaces.space import CategoricalParameter, Config, Parameter, SearchSpace
-from trainables.base import Arrays, Precision, Trainable, TrainConfig, TrainContext
+from trainables.base import Arrays, Precision, Trainable, TrainConfig, TrainContext, gather
 
 NUM_VALIDATION_SETTINGS = 5
 # Larger batches are no faster (`make bench evaluation`), and take memory.
@@ -111,7 +111,8 @@ class _Training:
             betas=config.betas,
             fused=True,
         )
-        self.steps_per_epoch = len(data["train"]) // config.batch_size
+        steps = len(data["train"]) // config.batch_size
+        self.steps_per_epoch = min(steps, config.steps_per_epoch or steps)
         self.epoch = 0
         self.best: dict[str, Tensor] = {}
         self.best_epoch, self.best_metric = 0, -math.inf
@@ -121,10 +122,12 @@ class _Training:
     def run(self) -> TrainResult:
         self._restore()
         clock = _Clock(self.device)
-        images = torch.from_numpy(self.data["train"].images).to(self.device)
-        masks = torch.from_numpy(self.data["train"].masks).to(self.device).long()
+        data = self.data["train"]
+        images = torch.from_numpy(data.images).to(self.device)
+        masks = torch.from_numpy(data.masks).to(self.device).long()
+        pairs = None if data.pairs is None else torch.from_numpy(data.pairs).to(self.device)
         while self.epoch < self.config.epochs and not self._is_stalled():
-            loss = self._train_epoch(images, masks)
+            loss = self._train_epoch(images, masks, pairs)
             self.epoch += 1
             last = self.epoch == self.config.epochs
             if last or self.epoch % self.config.validate_every == 0:
@@ -162,15 +165,18 @@ class _Training:
                 break
         return stage.name
 
-    def _train_epoch(self, images: Tensor, masks: Tensor) -> float:
+    def _train_epoch(self, images: Tensor, masks: Tensor, pairs: Tensor | None) -> float:
         config, context = self.config, self.context
         self.module.train()
         stage, losses, drawn = self._stage(), [], []
-        for step, indices in self._batches(len(images)):
-            x, y = augment(images[indices], masks[indices], config.augment, (config.seed, step))
+        for step, rows in self._batches(len(self.data["train"])):
+            x, y = gather(images, masks, pairs, rows)
+            x, y = augment(x, y, config.augment, (config.seed, step))
             x, y = x[context.rank :: context.world_size], y[context.rank :: context.world_size]
             x = x.contiguous(memory_format=self.memory_format)
-            conditioning = draw(self.space, config.prior, (config.seed, step))
+            conditioning = draw(
+                self.space, config.prior, (config.seed, step), endpoint_share=config.endpoint_share
+            )
             for group in self.optimizer.param_groups:
                 group["lr"] = config.learning_rate * self._schedule(step)
             with autocast(self.device, config.precision):
@@ -194,9 +200,9 @@ class _Training:
                 )
         return float(np.mean(values))
 
-    def _batches(self, num_images: int) -> Iterator[tuple[int, Tensor]]:
-        """Yield (global step, image indices) of one epoch, in an order from (seed, epoch)."""
-        order = np.random.default_rng((self.config.seed, self.epoch, 1)).permutation(num_images)
+    def _batches(self, num_samples: int) -> Iterator[tuple[int, Tensor]]:
+        """Yield (global step, sample indices) of one epoch, in an order from (seed, epoch)."""
+        order = np.random.default_rng((self.config.seed, self.epoch, 1)).permutation(num_samples)
         size = self.config.batch_size
         for index in range(self.steps_per_epoch):
             batch = torch.from_numpy(order[index * size : (index + 1) * size])
@@ -213,7 +219,7 @@ class _Training:
         self.module.eval()
         name = self.trainable.problem.objectives[0].name
         rank, size = self.context.rank, self.context.world_size
-        shard = Arrays(self.data["val"].images[rank::size], self.data["val"].masks[rank::size])
+        shard = self.data["val"].select(slice(rank, None, size))
         totals = torch.zeros(2, dtype=torch.float64)
         settings = validation_settings(self.space, self.config.prior)
         for conditioning in settings:
@@ -421,10 +427,24 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], place: str) -
 
 
 def draw(
-    space: SearchSpace, prior: Mapping[str, tuple[float, float]], key: tuple[int, int]
+    space: SearchSpace,
+    prior: Mapping[str, tuple[float, float]],
+    key: tuple[int, int],
+    *,
+    endpoint_share: float = 0.0,
 ) -> Config:
-    """One conditioning, uniform over the prior; a function of the key (seed, step) alone."""
-    units = np.random.default_rng((*key, 2)).random(len(space)).tolist()
+    """One conditioning, uniform over the prior; a function of the key (seed, step) alone.
+
+    With an `endpoint_share`, a number is one of the ends of its range with that probability.
+    """
+    generator = np.random.default_rng((*key, 2))
+    units = generator.random(len(space)).tolist()
+    if endpoint_share:
+        coins = generator.random((len(space), 2)).tolist()
+        units = [
+            round(end) if coin < endpoint_share and not isinstance(p, CategoricalParameter) else u
+            for p, u, (coin, end) in zip(space, units, coins, strict=True)
+        ]
     return {p.name: p.from_unit(_in_prior(p, prior, u)) for p, u in zip(space, units, strict=True)}
 
 
@@ -461,7 +481,7 @@ def augment(
 
     Args:
         images: (B, C, *spatial).
-        masks: (B, *spatial).
+        masks: (B, *spatial), or (B, 2, *spatial) of pairs, which are turned together.
         names: any of `flip` and `transpose`; the latter acts on the last two axes when equal.
         key: (seed, step).
     """
@@ -471,7 +491,7 @@ def augment(
         return torch.from_numpy(coins).to(like.device).view(-1, *[1] * (like.dim() - 1))
 
     if "flip" in names:
-        for axis in range(-(masks.dim() - 1), 0):
+        for axis in range(-(images.dim() - 2), 0):
             coins = generator.random(len(images)) < 0.5
             images = torch.where(chosen(images), images.flip(axis), images)
             masks = torch.where(chosen(masks), masks.flip(axis), masks)
@@ -515,12 +535,12 @@ def evaluate_network(
     channels_last: bool = False,
     batch_size: int | None = None,
 ) -> dict[str, NDArray[np.float64]]:
-    """Values (n,) per metric and label of every image; the images pass in batches in their order.
+    """Values (n,) per metric and label of every sample; they pass in batches in their order.
 
     Args:
         trainable: knows its metrics.
         network: materialised.
-        data: n images and masks.
+        data: n samples.
         device: where the network is.
         precision: of the primary network.
         channels_last: memory format of images and features.
@@ -531,9 +551,9 @@ def evaluate_network(
     parts: dict[str, list[Tensor]] = {}
     with torch.inference_mode():
         for start in range(0, len(data), size):
-            batch = slice(start, start + size)
-            x = torch.from_numpy(data.images[batch]).to(device).contiguous(memory_format=layout)
-            y = torch.from_numpy(data.masks[batch]).to(device).long()
+            images, masks = data.batch(slice(start, start + size))
+            x = torch.from_numpy(images).to(device).contiguous(memory_format=layout)
+            y = torch.from_numpy(masks).to(device).long()
             with autocast(device, precision):
                 values = trainable.evaluate(network, x, y)
             for name, value in values.items():

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from explorer.models import build_trainable
 from explorer.specs import load_spec
-from explorer.training import build_trainable
 
 PRESETS = ("sshn-oasis", "sshn-pets")
 NUM_CALLS = 2000

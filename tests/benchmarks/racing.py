@@ -18,10 +18,10 @@ from explorer.exploration import open_exploration
 from explorer.exploring import ListSampler, Plan, Run, Unit, chunk_size, evaluate_chunk, values_of
 from explorer.frontiers import Frontier, hypervolume
 from explorer.measurements import Measurement, measurements_of, setting_id, values_by_row
+from explorer.models import build_trainable
 from explorer.racing import Race
 from explorer.session import explored_space
 from explorer.store import measurements_store, samples_store
-from explorer.training import build_trainable
 from search_spaces.errors import InputError
 
 NUM_ORDERS = 20

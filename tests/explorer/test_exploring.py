@@ -22,11 +22,12 @@ from explorer.exploring import (
 )
 from explorer.frontiers import Frontier
 from explorer.measurements import Measurement, setting_id
+from explorer.models import build_trainable
 from explorer.progress import ProgressReport
 from explorer.queries import Bound
 from explorer.racing import Race
 from explorer.specs import load_spec
-from explorer.training import Trial, build_trainable
+from explorer.training import Trial
 from search_spaces.errors import InputError
 from search_spaces.problem import Objective
 from search_spaces.rescaling import rescaling_space

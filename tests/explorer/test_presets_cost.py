@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from explorer.models import build_trainable
 from explorer.specs import load_spec
-from explorer.training import build_trainable
 from trainables.networks.unet import UNet
 
 # Multiply-adds of the papers' networks at a factor, in 1e9, as many digits as are known:

@@ -5,6 +5,7 @@ import re
 import pytest
 import yaml
 
+from explorer.models import build_trainable
 from explorer.samplers import SAMPLERS
 from explorer.session import check_spec, load_data, sampler_of
 from explorer.specs import (
@@ -15,7 +16,6 @@ from explorer.specs import (
     preset_names,
     spec_of,
 )
-from explorer.training import build_trainable
 from search_spaces.errors import InputError
 
 MINIMAL = "name: tiny\n"
@@ -171,8 +171,12 @@ def test_malformed_set_is_refused(change, message):
 @pytest.mark.parametrize(
     ("change", "path", "known"),
     [
-        ("epoch=1", "epoch", "name, method, dataset, model, train, explore, baselines"),
-        ("train.epoch=1", "train.epoch", "epochs, batch_size, learning_rate"),
+        (
+            "epoch=1",
+            "epoch",
+            "name, method, dataset, model, registration, train, explore, baselines",
+        ),
+        ("train.epoch=1", "train.epoch", "epochs, steps_per_epoch, batch_size, learning_rate"),
         ("dataset.sizes=1", "dataset.sizes", "name, root, size, split_seed, options"),
         ("model.depth=1", "model.depth", "network, options, choices, width"),
         ("explore.points=1", "explore.points", "space, split, sampler, num_points"),
@@ -340,7 +344,10 @@ def test_folder_is_no_spec(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("method=shn", "unknown method 'shn'; known: film, fixed, sshn, stochastic"),
+        (
+            "method=shn",
+            "unknown method 'shn'; known: film, fixed, hypermorph, sshn, stochastic, voxelmorph",
+        ),
         ("dataset.name=mnist", "unknown data set 'mnist'; known: .*synthetic"),
         (
             "explore.sampler=cma",

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import save_file
 
 from explorer.extensions import Extensions
+from explorer.models import build_trainable
 from explorer.progress import ProgressReport
 from explorer.specs import load_spec
 from explorer.training import (
     Trial,
     TrialRecord,
-    build_trainable,
     choose_rate,
     keep_record,
     read_record,

@@ -9,8 +9,9 @@ import torch
 
 from explorer import Bound, open_exploration
 from explorer.exporting import load_network
+from explorer.models import build_trainable
 from explorer.session import load_data
-from explorer.training import build_trainable, read_record, read_weights
+from explorer.training import read_record, read_weights
 from search_spaces.errors import InputError
 from trainables.datasets.base import split_indices
 from trainables.metrics.segmentation import dice_per_label, mean_over_labels

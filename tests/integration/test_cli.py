@@ -17,12 +17,13 @@ import torch
 
 from explorer import cli
 from explorer.exporting import _best_trial, _point_of, load_network
+from explorer.models import build_trainable
 from explorer.points import Point
 from explorer.queries import PointTable
 from explorer.session import load_data
 from explorer.specs import load_spec
 from explorer.store import write_lock
-from explorer.training import build_trainable, read_record, read_weights
+from explorer.training import read_record, read_weights
 from search_spaces.errors import InputError
 from search_spaces.problem import Objective
 from tests.conftest import columns_of, row
@@ -474,7 +475,7 @@ def test_export_equals_the_hypernetwork_exactly(call, finished, tmp_path):
             expected = trainable.materialize(module, {"phi": phi})(images)
             torch.testing.assert_close(network(images), expected, rtol=0, atol=0)
             z = trainable.encoded({"phi": phi}, images.device)
-            conditioned = module(images, trainable.factors({"phi": phi}), z)
+            conditioned = module(z, images, trainable.factors({"phi": phi}))
             torch.testing.assert_close(network(images), conditioned, rtol=0, atol=0)
 
 

@@ -185,7 +185,7 @@ def test_gradients_reach_every_parameter_within_two_steps(initialisation):
     for _ in range(2):
         optimizer.zero_grad()
         for phi in (0.0, 1.0):  # a unit's bias matters where the reference is on its other side
-            network(x, (0.5, 0.5), torch.tensor([phi])).square().mean().backward()
+            network(torch.tensor([phi]), x, (0.5, 0.5)).square().mean().backward()
         reached.append({n for n, p in network.named_parameters() if p.grad.any()})
         optimizer.step()
     hidden = {n for n, _ in network.named_parameters() if ".hidden." in n}
@@ -202,7 +202,7 @@ def test_conditioned_network_runs_its_own_weights_at_every_setting():
     primary = make_primary()
     network = ConditionedNetwork(primary)
     x = torch.randn(2, 1, 8, 8, generator=generator(1))
-    assert torch.equal(network(x, (0.4, 0.4), torch.tensor([0.9])), primary(x, (0.4, 0.4)))
+    assert torch.equal(network(torch.tensor([0.9]), x, (0.4, 0.4)), primary(x, (0.4, 0.4)))
     assert network.weights(torch.tensor([0.1])).keys() == dict(primary.named_parameters()).keys()
 
 
@@ -226,7 +226,7 @@ def test_output_of_a_hyper_network_is_the_primary_with_predicted_weights():
     ordinary = make_primary()
     ordinary.load_state_dict(network.hypernetwork(torch.tensor([0.35, 0.65])))
     expected = ordinary(x, (0.35, 0.35))
-    torch.testing.assert_close(network(x, (0.35, 0.35), z), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(network(z, x, (0.35, 0.35)), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_weights_are_predicted_in_full_precision_under_autocast():
@@ -237,7 +237,7 @@ def test_weights_are_predicted_in_full_precision_under_autocast():
     z, seen = torch.tensor([0.4]), []
     network.hypernetwork.register_forward_hook(lambda *args: seen.append(args[-1]))
     with torch.autocast("cpu", torch.bfloat16):
-        output = network(torch.ones(1, 1, 8, 8), (0.5, 0.5), z)
+        output = network(z, torch.ones(1, 1, 8, 8), (0.5, 0.5))
     assert output.dtype == torch.bfloat16
     expected = network.weights(z)
     assert all(torch.equal(seen[0][name], tensor) for name, tensor in expected.items())
@@ -259,7 +259,7 @@ def test_folded_film_equals_modulation_after_every_convolution(num_dims):
             beta = modulation[f"beta.{name}"].view(shape)
             module.register_forward_hook(lambda _, i, out, g=gamma, b=beta: g * out + b)
     x = torch.randn(2, 1, *(8, 6, 5)[:num_dims], generator=generator(1))
-    folded = network(x, (0.6, 0.6), torch.tensor([0.6]))
+    folded = network(torch.tensor([0.6]), x, (0.6, 0.6))
     expected = ordinary(x, (0.6, 0.6))
     assert expected.abs().max() > 0.1
     torch.testing.assert_close(folded, expected, rtol=1e-5, atol=1e-6)

@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from search_spaces.errors import InputError
-from trainables.methods import TRAINABLES
 from trainables.networks.unet import UNet
-from trainables.scale_space import ScaleSpaceSegmentation, SegmentationModel
+from trainables.scale_space import CONDITIONED_NETWORKS, ScaleSpaceSegmentation, SegmentationModel
 
 MODEL = SegmentationModel(
     in_channels=1,
@@ -40,7 +39,7 @@ def randomised(trainable):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("method", TRAINABLES)
+@pytest.mark.parametrize("method", CONDITIONED_NETWORKS)
 @pytest.mark.parametrize("num_factors", [1, 2])
 @pytest.mark.parametrize("choices", [{}, MODES])
 def test_materialised_network_equals_the_conditioned_path_bit_for_bit(method, num_factors, choices):
@@ -51,7 +50,7 @@ def test_materialised_network_equals_the_conditioned_path_bit_for_bit(method, nu
         (setting,) = trainable.space.decode(units)
         z = trainable.encoded(setting, torch.device("cpu"))
         structure = trainable.structure(setting)
-        expected = module(images(), trainable.factors(setting), z, structure)
+        expected = module(z, images(), trainable.factors(setting), structure=structure)
         assert torch.equal(trainable.materialize(module, setting)(images()), expected)
 
 

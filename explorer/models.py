@@ -1,0 +1,128 @@
+"""What a spec's names stand for: its data set, its methods, and the models that these train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from explorer.extensions import find
+from explorer.specs import ExplorationSpec
+from search_spaces.errors import InputError
+from search_spaces.rescaling import rescaling_space
+from search_spaces.space import Config
+from trainables.base import Trainable
+from trainables.datasets.base import DatasetSource, Size
+from trainables.datasets.sources import DATASETS
+from trainables.hypermorph import RegistrationModel
+from trainables.methods import TRAINABLES, Method, Task
+from trainables.networks.architectures import NETWORKS
+from trainables.scale_space import SegmentationModel
+
+
+def dataset_source(spec: ExplorationSpec) -> DatasetSource:
+    """The registered data set that the spec names."""
+    return find("datasets", spec.dataset.name, DATASETS, spec.extensions)
+
+
+def method_of(spec: ExplorationSpec, name: str) -> Method:
+    """The registered method of that name.
+
+    Raises:
+        InputError: there is none.
+    """
+    return find("methods", name, TRAINABLES, spec.extensions)
+
+
+def build_trainable(
+    spec: ExplorationSpec, method: str | None = None, settled: Config | None = None
+) -> Trainable:
+    """The trainable of a method (the spec's own by default) on the spec's network and data shape.
+
+    Raises:
+        InputError: unknown method or data set, or a model that does not fit.
+    """
+    chosen = method_of(spec, method or spec.method)
+    model = MODELS[chosen.task](spec)
+    try:
+        return chosen.construct(model, settled)
+    except TypeError as error:
+        if "keyword argument" not in str(error):
+            raise
+        raise InputError(f"model.options of {spec.model.network}: {error}") from None
+    except ValueError as error:
+        raise InputError(f"model: {spec.model.network}: {error}") from None
+
+
+def _segmentation_model(spec: ExplorationSpec) -> SegmentationModel:
+    channels, labels, size = _data_shape(spec)
+    model, prior = spec.model, spec.train.prior
+    factors = rescaling_space(num_factors=model.num_factors).names
+    return SegmentationModel(
+        in_channels=channels,
+        labels=labels,
+        size=size,
+        encoder_widths=model.encoder_widths or (model.width,) * model.stages,
+        decoder_widths=model.decoder_widths or (model.width,) * (model.stages - 1),
+        num_factors=model.num_factors,
+        rounding=model.rounding,
+        centre=tuple(sum(prior.get(name, (0.0, 1.0))) / 2 for name in factors),
+        encoding=model.encoding,
+        hidden_sizes=model.hidden_sizes,
+        initialisation=model.initialisation,
+        dice_share=spec.train.dice_share,
+        network=find("networks", model.network, NETWORKS, spec.extensions),
+        network_name=model.network,
+        network_options=model.options,
+        network_choices=model.choices,
+    )
+
+
+def _registration_model(spec: ExplorationSpec) -> RegistrationModel:
+    channels, labels, size = _data_shape(spec)
+    unused = spec.model.model_fields_set - {"encoding", "hidden_sizes", "initialisation"}
+    if unused:
+        raise InputError(
+            f"model.{min(unused)}: registration has a network of its own, set by "
+            f"registration.encoder_widths, decoder_widths and final_widths; leave it out"
+        )
+    section = spec.registration
+    return RegistrationModel(
+        channels=channels,
+        labels=labels,
+        size=size,
+        conditionings=tuple(spec.train.prior),
+        settled=(
+            ("lambda", section.weight),
+            ("gamma", section.gamma),
+            ("radius", section.radius),
+        ),
+        similarity=section.similarity,
+        noise_scale=section.noise_scale,
+        trained_labels=section.trained_labels,
+        encoder_widths=section.encoder_widths,
+        decoder_widths=section.decoder_widths,
+        final_widths=section.final_widths,
+        num_integration_steps=section.num_integration_steps,
+        is_damped=section.damped,
+        encoding=spec.model.encoding,
+        hidden_sizes=spec.model.hidden_sizes,
+        initialisation=spec.model.initialisation,
+    )
+
+
+MODELS: dict[Task, Callable[[ExplorationSpec], Any]] = {
+    "segmentation": _segmentation_model,
+    "registration": _registration_model,
+}
+
+
+def _data_shape(spec: ExplorationSpec) -> tuple[int, tuple[str, ...], Size]:
+    """Channels, labels and spatial size of the images, without reading them."""
+    source, options = dataset_source(spec), spec.dataset.options
+    labels = source.labels_of(options) if source.labels_of else source.labels
+    channels = options.get("channels", source.channels)
+    if not isinstance(channels, int) or channels < 1:
+        raise InputError(
+            f"dataset.options.channels: expected a whole number of at least 1, got {channels!r}"
+        )
+    return channels, labels, spec.dataset.size or source.size
