@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from explorer.extensions import find
-from explorer.specs import ExplorationSpec
+from explorer.specs import ExplorationSpec, ModelSpec
 from search_spaces.errors import InputError
 from search_spaces.rescaling import rescaling_space
 from search_spaces.space import Config
@@ -79,10 +79,12 @@ def _segmentation_model(spec: ExplorationSpec) -> SegmentationModel:
 
 def _registration_model(spec: ExplorationSpec) -> RegistrationModel:
     channels, labels, size = _data_shape(spec)
-    unused = spec.model.model_fields_set - {"encoding", "hidden_sizes", "initialisation"}
-    if unused:
+    given, default = spec.model, ModelSpec()
+    own = {"encoding", "hidden_sizes", "initialisation"}
+    foreign = [n for n in dict(given) if getattr(given, n) != getattr(default, n)]
+    if set(foreign) - own:
         raise InputError(
-            f"model.{min(unused)}: registration has a network of its own, set by "
+            f"model.{min(set(foreign) - own)}: registration has a network of its own, set by "
             f"registration.encoder_widths, decoder_widths and final_widths; leave it out"
         )
     section = spec.registration

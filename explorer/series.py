@@ -27,7 +27,13 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 _BASELINE_MARKERS = ("s", "o", "^", "D", "v", "P", "X")
 # Of categories, as matplotlib and plotly call them.
 _DASHES: tuple[Dash, ...] = (("-", "solid"), ("--", "dash"), (":", "dot"), ("-.", "dashdot"))
-_SYMBOLS = {"phi": "φ", "lambda": "λ"}
+_SYMBOLS = {"phi": "φ", "lambda": "λ", "gamma": "γ"}
+METRICS = {
+    "folded_share": "Share of folded voxels",
+    "folded_voxels": "Folded voxels",
+    "velocity_gradient": "Gradient of the velocity per voxel",
+    "displacement": "Displacement in voxels",
+}
 COSTS = {
     "macs": ("Multiply-adds per image", "MAC", "MACs"),
     "flops": ("Operations per image", "FLOP", "FLOPs"),
@@ -138,8 +144,10 @@ def conditioning_axis(name: str) -> Axis:
     return Axis("conditioning", name, _SYMBOLS.get(name, name))
 
 
-def cost_axis(points: Sequence[Point], cost: str) -> Axis:
-    """A cost, in the SI unit that fits the largest of the points."""
+def cost_axis(points: Sequence[Point], cost: str, split: str) -> Axis:
+    """A cost, in the SI unit that fits the largest of the points; or a metric that is minimised."""
+    if points and not any(cost in point["costs"] for point in points):
+        return metric_axis(cost, split)
     name, unit, _ = cost_words(cost)
     largest = max((value_of(point, "costs", cost) for point in points), default=1.0)
     divisor, prefix = si_prefix(largest)
@@ -167,7 +175,7 @@ def value_of(point: Point, family: str, name: str) -> float:
 def name_of(metric: str) -> str:
     """`Dice`, or `Dice of nucleus` for one label."""
     name, _, label = metric.partition("/")
-    return name.replace("_", " ").capitalize() + (f" of {label}" if label else "")
+    return METRICS.get(name, name.replace("_", " ").capitalize()) + (f" of {label}" if label else "")
 
 
 def setting_of(point: Point) -> str:
