@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -36,6 +36,8 @@ from explorer.series import (
 )
 
 _GREY = "#555555"
+
+Image: TypeAlias = NDArray[np.float32]
 
 
 def metric_against_conditioning(
@@ -66,7 +68,108 @@ def metric_against_conditioning(
             )
         else:
             _draw_errorbars(axes, one, np.arange(len(one.x)), linewidth=0.8)
-    _finish(figure, axes, series, x_axis=x_axis, y_axis=y_axis)
+    handles = [_mark_best(axes, series, main=main)]
+    _finish(figure, axes, series, x_axis=x_axis, y_axis=y_axis, handles=handles)
+    return figure
+
+
+def metric_map(
+    points: Sequence[Point],
+    *,
+    metric: str = "dice",
+    conditionings: tuple[str, str],
+    split: str,
+    main: str,
+) -> Figure:
+    """A metric over two conditionings: the map of `main`, and what other methods have on it.
+
+    Circles are points of the other methods in the colours of the map; a star marks the best point
+    of `main`, a square the best of the others. Arguments are those of
+    `metric_against_conditioning`, and `conditionings`: along x and along y.
+
+    Source of the form: Hoopes et al., "HyperMorph", figure 4.
+    """
+    x_axis, y_axis = (conditioning_axis(name) for name in conditionings)
+    z_axis = metric_axis(metric, split)
+    figure, axes = _figure()
+    series = series_of(points, x_axis=x_axis, y_axis=z_axis, main=main)
+    heights = {one.method: y_axis.values(one.points) for one in series}
+    low, high = limits_of(series)
+    for one in series:
+        x, y, is_main = one.x, heights[one.method], one.method == main
+        if is_main:
+            drawn = axes.tricontourf(
+                x, y, one.y, levels=np.linspace(low, high, 17), cmap="viridis", extend="min"
+            )
+            figure.colorbar(drawn, ax=axes, label=z_axis.label)
+        else:
+            axes.scatter(
+                x,
+                y,
+                c=one.y,
+                cmap="viridis",
+                vmin=low,
+                vmax=high,
+                edgecolors="white",
+                s=60,
+                zorder=5,
+            )
+        axes.plot(
+            x[one.best],
+            y[one.best],
+            "*" if is_main else "s",
+            color=_GREY if is_main else "none",
+            markeredgecolor="white",
+            markersize=16 if is_main else 13,
+            markeredgewidth=1 if is_main else 2,
+            zorder=6,
+        )
+    axes.set_xlabel(x_axis.label)
+    axes.set_ylabel(y_axis.label)
+    others = [one.label for one in series if one.method != main]
+    handles = [_legend_mark("*", f"best of {series[0].label}", size=9)]
+    handles += [_legend_mark("o", f"{label}; square: its best", size=7) for label in others]
+    _draw_legend(figure, handles)
+    return figure
+
+
+def registration_panels(
+    moving: Image, fixed: Image, rows: Sequence[tuple[str, Image, Image]], *, title: str
+) -> Figure:
+    """What a registration does to one pair: images, and the grid that the field draws.
+
+    Args:
+        moving: (H, W) intensities in [-1, 1].
+        fixed: (H, W).
+        rows: per setting its name, the moved image (H, W), and the displacement (2, H, W) in
+            pixels at which the moving image is read.
+        title: names the pair.
+    """
+    figure = Figure(figsize=(8, 2.2 * len(rows) + 0.4), layout="constrained")
+    panels = figure.subplots(len(rows), 5, squeeze=False)
+    lattice = np.stack(np.meshgrid(*map(np.arange, fixed.shape), indexing="ij"))
+    step = max(2, min(fixed.shape) // 20)
+    for number, (name, moved, displacement) in enumerate(rows):
+        y, x = lattice + displacement
+        images = (moving, moved, fixed, np.abs(moved - fixed))
+        names = ("moving", "moved", "fixed", "difference", "where it is read")
+        for panel, image in zip(panels[number], images, strict=False):
+            is_difference = image is images[3]
+            low, cmap = (0, "magma") if is_difference else (-1, "gray")
+            panel.imshow(image, cmap=cmap, vmin=low, vmax=1)
+        grid = panels[number][4]
+        grid.plot(x[::step].T, y[::step].T, color=_GREY, linewidth=0.6)
+        grid.plot(x[:, ::step], y[:, ::step], color=_GREY, linewidth=0.6)
+        grid.set_xlim(0, fixed.shape[1] - 1)
+        grid.set_ylim(fixed.shape[0] - 1, 0)
+        grid.set_aspect("equal")
+        for panel, words in zip(panels[number], names, strict=True):
+            panel.set_xticks([])
+            panel.set_yticks([])
+            if number == 0:
+                panel.set_title(words, fontsize=9)
+        panels[number][0].set_ylabel(name, fontsize=9)
+    figure.suptitle(title, fontsize=9)
     return figure
 
 

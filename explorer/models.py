@@ -105,7 +105,7 @@ def _registration_model(spec: ExplorationSpec) -> RegistrationModel:
         decoder_widths=section.decoder_widths,
         final_widths=section.final_widths,
         num_integration_steps=section.num_integration_steps,
-        is_damped=section.damped,
+        shrinkage=section.shrinkage,
         encoding=spec.model.encoding,
         hidden_sizes=spec.model.hidden_sizes,
         initialisation=spec.model.initialisation,

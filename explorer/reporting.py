@@ -15,6 +15,7 @@ from explorer.figures import (
     learning_curves,
     metric_against_conditioning,
     metric_against_cost,
+    metric_map,
     save_png,
     training_cost_bars,
 )
@@ -61,8 +62,7 @@ def plot_frontier(
             write_html(page, local)
     elif path.suffix == ".png":
         statistics = front_statistics(columns, method_tables(columns), objectives)
-        with _writing(path) as local:
-            save_png(_fronts(points, statistics, objectives, main=main, split=split), local)
+        save_figure(_fronts(points, statistics, objectives, main=main, split=split), path)
     else:
         raise InputError(f"--plot {path}: expected a file name ending in .html or .png")
 
@@ -74,6 +74,16 @@ def _writing(path: Place) -> Iterator[Path]:
             yield local
     except OSError as error:
         raise RunError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def save_figure(figure: Figure, path: Place) -> None:
+    """Write a figure as PNG.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    with _writing(path) as local:
+        save_png(figure, local)
 
 
 def draw(
@@ -94,13 +104,17 @@ def draw(
         with _writing(figures_dir):
             figures_dir.mkdir(exist_ok=True)
     quality, cost = objectives[0].name, objectives[-1].name
-    figures = {}
+    figures, names = {}, conditioning_names(columns)
     statistics = front_statistics(columns, method_tables(columns), objectives)
     for split in sorted(set(columns["split"].tolist())):
         points = points_as_json(columns, split)
-        for name in conditioning_names(columns):
+        for name in names:
             figures[f"{quality}-against-{name}-{split}"] = metric_against_conditioning(
                 points, metric=quality, conditioning=name, split=split, main=main
+            )
+        if len(names) == 2:
+            figures[f"{quality}-map-{split}"] = metric_map(
+                points, metric=quality, conditionings=(names[0], names[1]), split=split, main=main
             )
         figures[f"{quality}-against-{cost}-{split}"] = _fronts(
             points, statistics, objectives, main=main, split=split
@@ -117,9 +131,7 @@ def draw(
         main=main,
     )
     for name, figure in figures.items():
-        path = figures_dir / f"{name.replace('/', '-')}.png"
-        with _writing(path) as local:
-            save_png(figure, local)
+        save_figure(figure, figures_dir / f"{name.replace('/', '-')}.png")
     page = folder / "frontier.html"
     plot_frontier(page, columns, objectives, main=main, split="val", title=folder.name)
 

@@ -175,7 +175,9 @@ def value_of(point: Point, family: str, name: str) -> float:
 def name_of(metric: str) -> str:
     """`Dice`, or `Dice of nucleus` for one label."""
     name, _, label = metric.partition("/")
-    return METRICS.get(name, name.replace("_", " ").capitalize()) + (f" of {label}" if label else "")
+    return METRICS.get(name, name.replace("_", " ").capitalize()) + (
+        f" of {label}" if label else ""
+    )
 
 
 def setting_of(point: Point) -> str:

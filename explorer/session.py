@@ -31,7 +31,9 @@ from explorer.exploring import (
     explore,
 )
 from explorer.extensions import find
+from explorer.figures import registration_panels
 from explorer.measurements import (
+    Columns,
     Measurement,
     columns_of,
     join_tables,
@@ -47,7 +49,7 @@ from explorer.progress import ProgressReport
 from explorer.queries import Bound, PointTable
 from explorer.racing import Race, Values
 from explorer.refining import settings_around
-from explorer.reporting import draw
+from explorer.reporting import draw, save_figure
 from explorer.samplers import SAMPLERS
 from explorer.sampling import Sampler, SamplingTask
 from explorer.specs import ExplorationSpec
@@ -572,6 +574,48 @@ class Session:
     def _report(self) -> None:
         columns = columns_of(self.store.load())
         draw(self.folder, columns, self.objectives, main=self.spec.method, records=self.records)
+        if method_of(self.spec, self.spec.method).task == "registration":
+            self._draw_pair(columns)
+
+    def _draw_pair(self, columns: Columns) -> None:
+        """The first pair of val at settings along the first conditioning, and at the best one."""
+        objective = self.objectives[0]
+        table = PointTable.of(columns, method=self.spec.method)
+        losses = objective.to_loss(table.metrics[objective.name])
+        best = table.point(int(np.nanargmin(losses)))
+        trial_id = min(
+            best.trial_ids, key=lambda one: objective.to_loss(self.records[one].best_metric)
+        )
+        models = self._frozen_models("val")
+        space = explored_space(self.spec, models.model(trial_id)[0])
+        first = next(iter(space))
+        settings = [{**best.conditioning, first.name: first.from_unit(k / 4)} for k in range(5)]
+        images, _ = self.splits["val"].batch([0])
+        moving, fixed = images[0]
+        rows = []
+        for number, setting in enumerate([*settings, dict(best.conditioning)]):
+            moved, displacement = models.registered(trial_id, "val", 0, setting)
+            name = f"{first.name} {setting[first.name]:.3g}" + ", best" * (number == len(settings))
+            rows.append((name, _slice(moved), _slice(displacement)))
+        figure = registration_panels(
+            _slice(moving),
+            _slice(fixed),
+            rows,
+            title=f"{self.sample_ids['val'][0].replace('>', ' to ')}, by {trial_id}",
+        )
+        save_figure(figure, self.folder / "figures" / "pair-val.png")
+
+
+def _slice(volume: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A picture as it is; of a volume the middle slice across its second axis.
+
+    Of a displacement, whose components come first, those within the slice.
+    """
+    if volume.ndim == 2 or (volume.ndim == 3 and len(volume) == 2):
+        return volume
+    if volume.ndim == 3:
+        return volume[:, volume.shape[1] // 2]
+    return volume[[0, 2], :, volume.shape[2] // 2]
 
 
 def _key(row: Measurement) -> Key:

@@ -145,7 +145,7 @@ class RegistrationSpec(Section):
     decoder_widths: Annotated[Widths, Field(min_length=2)] = (32, 32, 32, 32)
     final_widths: Widths = (32, 16, 16)
     num_integration_steps: Annotated[Whole, Field(le=16)] = 7
-    damped: bool = False
+    shrinkage: Fraction = 0.0
     num_pairs: Count = 100
     pairs: str | None = None
 
@@ -233,10 +233,14 @@ class ExploreSpec(Section):
 
 
 class BaselineSpec(Section):
-    """A method to compare with: a grid of training parameters, or none when it is amortised."""
+    """A method to compare with: a grid of training parameters, or none when it is amortised.
+
+    `epochs` where it trains for another time than the exploration's own method.
+    """
 
     method: str
     grid: dict[str, Annotated[tuple[Value, ...], Field(min_length=1)]] | None = None
+    epochs: Count | None = None
 
 
 class ExplorationSpec(Section):

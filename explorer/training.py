@@ -96,9 +96,11 @@ class TrialRecord:
 def train_config(spec: ExplorationSpec, trainable: Trainable, trial: Trial) -> TrainConfig:
     """How a trial is trained: the spec's section `train` with its defaults settled."""
     section = spec.train
+    own = [baseline.epochs for baseline in spec.baselines if baseline.method == trial.method]
+    epochs = next(filter(None, own), section.epochs)
     names = trainable.problem.space.conditioning.names
     return TrainConfig(
-        epochs=section.epochs,
+        epochs=epochs,
         steps_per_epoch=section.steps_per_epoch,
         batch_size=section.batch_size,
         learning_rate=trial.learning_rate,
@@ -111,8 +113,8 @@ def train_config(spec: ExplorationSpec, trainable: Trainable, trial: Trial) -> T
         precision=section.precision,
         channels_last=section.channels_last,
         augment=section.augment,
-        validate_every=section.validate_every or max(1, section.epochs // 10),
-        checkpoint_every=section.checkpoint_every or max(1, section.epochs // 4),
+        validate_every=section.validate_every or max(1, epochs // 10),
+        checkpoint_every=section.checkpoint_every or max(1, epochs // 4),
         patience=section.patience,
         num_threads=section.num_threads,
     )

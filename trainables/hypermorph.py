@@ -63,7 +63,9 @@ class RegistrationModel:
         decoder_widths: of the network.
         final_widths: of the network.
         num_integration_steps: of scaling and squaring.
-        is_damped: the field is multiplied by 1 - lambda, as the optimum is when lambda nears 1.
+        shrinkage: s of the factor (1 - lambda) / (1 - lambda + s lambda) on the field, by which
+            the best field shrinks as lambda nears 1: it minimises (1 - lambda) (v - v0)^2 +
+            s lambda v^2. 0: none, as in the paper.
         encoding: of the conditioning, a name in `ENCODINGS`.
         hidden_sizes: of the hypernetwork.
         initialisation: of the hypernetwork.
@@ -81,7 +83,7 @@ class RegistrationModel:
     decoder_widths: tuple[int, ...] = (32, 32, 32, 32)
     final_widths: tuple[int, ...] = (32, 16, 16)
     num_integration_steps: int = 7
-    is_damped: bool = False
+    shrinkage: float = 0.0
     encoding: str = "complement"
     hidden_sizes: tuple[int, ...] = (64, 64, 64, 64)
     initialisation: Initialisation = "residual"
@@ -277,7 +279,9 @@ class Registration:
         return list((masks.unsqueeze(2) == numbers.view(shape)).to(dtype).unbind(1))
 
     def _damping(self, smooth: float | Tensor) -> float | Tensor:
-        return 1 - smooth if self.model.is_damped else 1.0
+        if not self.model.shrinkage:
+            return 1.0
+        return (1 - smooth) / (1 - smooth + self.model.shrinkage * smooth)
 
     def _features(self, conditioning: Config, device: torch.device) -> Tensor:
         values = self.space.features([self.setting(conditioning)])[0]

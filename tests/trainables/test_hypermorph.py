@@ -122,9 +122,9 @@ def test_the_window_of_correlation_is_a_conditioning():
         registration(conditionings=("lambda", "radius"))
 
 
-@pytest.mark.parametrize("is_damped", [False, True])
-def test_overlap_has_the_slope_of_finite_differences_in_lambda(is_damped):
-    trainable, (images, masks) = registration(is_damped=is_damped), batch()
+@pytest.mark.parametrize("shrinkage", [0.0, 0.05])
+def test_overlap_has_the_slope_of_finite_differences_in_lambda(shrinkage):
+    trainable, (images, masks) = registration(shrinkage=shrinkage), batch()
     module = moved_away(trainable, scale=0.15).double()
     images = images.double()
 
@@ -141,8 +141,8 @@ def test_overlap_has_the_slope_of_finite_differences_in_lambda(is_damped):
     assert slope.item() != 0
 
 
-def test_a_damped_field_vanishes_at_lambda_one():
-    trainable = registration(is_damped=True)
+def test_a_shrunk_field_vanishes_at_lambda_one():
+    trainable = registration(shrinkage=0.05)
     module = moved_away(trainable)
     assert trainable.materialize(module, {"lambda": 1.0})(batch()[0]).abs().max() == 0
     assert trainable.materialize(module, {"lambda": 0.5})(batch()[0]).abs().max() > 0.1
