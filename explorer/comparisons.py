@@ -229,8 +229,9 @@ def compare(
 
     Per method: cost, its ratio to the main method's (training alone, and with the evaluations
     counted), the best point on validation, `front_statistics`; per other method: the paired
-    difference on test, and chosen on validation the iso-accuracy saving, the iso-cost gain and
-    which front dominates how much of the other. `ref_point` holds losses.
+    difference on test, and chosen on validation the iso-accuracy saving and the iso-cost gain,
+    where the last objective is a cost, and which front dominates how much of the other.
+    `ref_point` holds losses.
     """
     costs = method_costs(columns)
     quality, cost = objectives[0], objectives[-1]
@@ -256,6 +257,8 @@ def compare(
     scale = ref_point - _ideal_point(tables.values(), objectives)
     main_table = tables[method]
     others = [name for name in tables if name != method]
+    # a measured objective is no price: half of a share of folded voxels saves nobody anything
+    priced = others if cost.name in main_table.costs else []
     return {
         "method": method,
         "objectives": [asdict(objective) for objective in objectives],
@@ -263,10 +266,10 @@ def compare(
         "methods": methods,
         "paired_on_test": [asdict(difference) for difference in differences],
         "iso_accuracy": {
-            name: _iso_accuracy(main_table, best[name], quality, cost) for name in others
+            name: _iso_accuracy(main_table, best[name], quality, cost) for name in priced
         },
         "iso_cost": {
-            name: _iso_cost(main_table, tables[name], best[name], quality, cost) for name in others
+            name: _iso_cost(main_table, tables[name], best[name], quality, cost) for name in priced
         },
         "dominance": {
             name: _dominance(main_table, tables[name], objectives, scale) for name in others
@@ -311,7 +314,7 @@ def _iso_accuracy(
     """The cheapest point at least as good on validation as another method's best."""
     target = reference.metrics[quality.name]
     point = table.iso_accuracy(target, objective=quality, cost=cost.name).point
-    if point is None or cost.name not in point.costs:
+    if point is None:
         return {"target": target, "point": None, "saving": None}
     saving = 1 - point.costs[cost.name] / reference.costs[cost.name]
     return {"target": target, "point": point.to_json(), "saving": saving}
@@ -330,9 +333,6 @@ def _iso_cost(
     same as a mean over the costs that both methods cover, `range`, with each method at its best
     point within the cost.
     """
-    empty = {"cost": None, "point": None, "gain": None, "mean_gain": None, "range": None}
-    if cost.name not in reference.costs:
-        return empty
     spent = reference.costs[cost.name]
     point = table.query([Bound(cost.name, "max", spent)], objective=quality).point
     own, others = (

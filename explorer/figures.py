@@ -145,7 +145,7 @@ def registration_panels(
             pixels at which the moving image is read.
         title: names the pair.
     """
-    figure = Figure(figsize=(8, 2.2 * len(rows) + 0.4), layout="constrained")
+    figure = Figure(figsize=(8, 1.65 * len(rows) + 0.6), layout="constrained")
     panels = figure.subplots(len(rows), 5, squeeze=False)
     lattice = np.stack(np.meshgrid(*map(np.arange, fixed.shape), indexing="ij"))
     step = max(2, min(fixed.shape) // 20)
@@ -334,9 +334,10 @@ def _focus(axes: Axes, series: Sequence[Series]) -> list[Line2D]:
         return []
     for one in series:
         x = one.x[one.y < low]
-        axes.plot(
-            x, np.full_like(x, low), "v", color=one.color, markersize=5, clip_on=False, zorder=5
-        )
+        if x.size:  # an empty line would widen the picture
+            axes.plot(
+                x, np.full_like(x, low), "v", color=one.color, markersize=5, clip_on=False, zorder=5
+            )
     return [_legend_mark("v", f"below the axis, down to {lowest:.3g}", size=5)]
 
 
@@ -504,6 +505,8 @@ def _mark_iso_accuracy(
     if not enough.size:
         return []
     row = enough[np.argmin(ours.x[enough])]
+    if not rival.x[rival.best]:
+        return []
     saving = 100 * (1 - ours.x[row] / rival.x[rival.best])
     axes.plot(
         ours.x[row], ours.y[row], "D", color=ours.color, markeredgecolor="white", ms=7, zorder=7

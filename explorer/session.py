@@ -52,6 +52,7 @@ from explorer.refining import settings_around
 from explorer.reporting import draw, save_figure
 from explorer.samplers import SAMPLERS
 from explorer.sampling import Sampler, SamplingTask
+from explorer.series import setting_of
 from explorer.specs import ExplorationSpec
 from explorer.store import measurements_store, read_json, samples_store, set_state
 from explorer.training import (
@@ -595,7 +596,7 @@ class Session:
         rows = []
         for number, setting in enumerate([*settings, dict(best.conditioning)]):
             moved, displacement = models.registered(trial_id, "val", 0, setting)
-            name = f"{first.name} {setting[first.name]:.3g}" + ", best" * (number == len(settings))
+            name = setting_of({"conditioning": setting}) + ", best" * (number == len(settings))
             rows.append((name, _slice(moved), _slice(displacement)))
         figure = registration_panels(
             _slice(moving),
