@@ -153,7 +153,8 @@ def _chosen(
         pairs = read_pairs(section.pairs, dataset)
         return {name: np.unique(own) for name, own in pairs.items()}, pairs
     indices = split_indices(dataset, seed=seed)
-    return indices, draw_pairs(indices, num_pairs=section.num_pairs, seed=seed)
+    domains = dataset.domains if section.across_domains else None
+    return indices, draw_pairs(indices, num_pairs=section.num_pairs, seed=seed, domains=domains)
 
 
 def code_version() -> str:

@@ -132,7 +132,8 @@ class RegistrationSpec(Section):
 
     The conditionings are those of `train.prior`: `lambda`, `gamma` or `radius`. The values here
     hold for those that are none. `pairs` is a table of scans that belong together; by default all
-    pairs of a split count, and `num_pairs` of them, drawn once, on val and test.
+    pairs of a split count (`across_domains`: of two scanners or contrasts), and `num_pairs` of
+    them, drawn once, on val and test.
     """
 
     similarity: Literal["mse", "ncc", "nmi"] = "mse"
@@ -147,6 +148,7 @@ class RegistrationSpec(Section):
     num_integration_steps: Annotated[Whole, Field(le=16)] = 7
     shrinkage: Fraction = 0.0
     num_pairs: Count = 100
+    across_domains: bool = False
     pairs: str | None = None
 
 

@@ -22,6 +22,7 @@ import numpy as np
 import overhead
 import query
 import racing
+import registration
 import sampling
 import step
 import throughput
@@ -36,6 +37,7 @@ BENCHMARKS: dict[str, Callable[[], Mapping[str, Sequence[Row]]]] = {
     "racing": racing.measure,
     "evaluation": evaluation.measure,
     "query": query.measure,
+    "registration": registration.measure,
     "overhead": overhead.measure,
     "tracking": tracking.measure,
     "sampling": sampling.measure,

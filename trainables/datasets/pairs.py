@@ -22,7 +22,11 @@ Pairs = NDArray[np.int64]
 
 
 def draw_pairs(
-    indices: Mapping[str, NDArray[np.int64]], *, num_pairs: int, seed: int
+    indices: Mapping[str, NDArray[np.int64]],
+    *,
+    num_pairs: int,
+    seed: int,
+    domains: NDArray[np.int64] | None = None,
 ) -> dict[str, Pairs]:
     """Pairs (n, 2) of images of each split: all for training, else at most `num_pairs` drawn.
 
@@ -30,17 +34,27 @@ def draw_pairs(
         indices: images of each split.
         num_pairs: on every split but `train`; all where there are no more.
         seed: of the choice.
+        domains: of all images; when given, those of a pair differ.
 
     Raises:
-        InputError: a split has one image alone.
+        InputError: a split has no pair.
     """
     pairs = {}
     for number, (name, own) in enumerate(sorted(indices.items())):
-        if len(own) < 2:
+        every = np.array(
+            [
+                (a, b)
+                for a in own
+                for b in own
+                if a != b and (domains is None or domains[a] != domains[b])
+            ],
+            dtype=np.int64,
+        )
+        if not len(every):
+            of = "" if domains is None else " of two domains"
             raise InputError(
-                f"dataset: split {name!r} has {len(own)} image, a pair needs two; give more images"
+                f"dataset: split {name!r} has {len(own)} images and no pair{of}; give more images"
             )
-        every = np.array([(a, b) for a in own for b in own if a != b], dtype=np.int64)
         if name != "train" and len(every) > num_pairs:
             rng = np.random.default_rng((seed, number))
             every = every[np.sort(rng.choice(len(every), num_pairs, replace=False))]
