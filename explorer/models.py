@@ -24,6 +24,13 @@ def dataset_source(spec: ExplorationSpec) -> DatasetSource:
     return find("datasets", spec.dataset.name, DATASETS, spec.extensions)
 
 
+def image_size(spec: ExplorationSpec) -> Size:
+    """Spatial size of the spec's images: its own, or the default of the data set's options."""
+    source = dataset_source(spec)
+    default = source.size_of(spec.dataset.options) if source.size_of else source.size
+    return spec.dataset.size or default
+
+
 def method_of(spec: ExplorationSpec, name: str) -> Method:
     """The registered method of that name.
 
@@ -127,4 +134,4 @@ def _data_shape(spec: ExplorationSpec) -> tuple[int, tuple[str, ...], Size]:
         raise InputError(
             f"dataset.options.channels: expected a whole number of at least 1, got {channels!r}"
         )
-    return channels, labels, spec.dataset.size or source.size
+    return channels, labels, image_size(spec)

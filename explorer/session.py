@@ -43,7 +43,7 @@ from explorer.measurements import (
     setting_id,
     values_by_row,
 )
-from explorer.models import build_trainable, dataset_source, method_of
+from explorer.models import build_trainable, dataset_source, image_size, method_of
 from explorer.places import Place, written_locally
 from explorer.progress import ProgressReport
 from explorer.queries import Bound, PointTable
@@ -92,9 +92,8 @@ def load_data(spec: ExplorationSpec) -> ImageDataset:
             f"dataset.root: {source.name} needs the folder of its files: "
             f"--set dataset.root=DIR ({source.summary})"
         )
-    size = spec.dataset.size or source.size
     try:
-        dataset = source.load(spec.dataset.root, size=size, **spec.dataset.options)
+        dataset = source.load(spec.dataset.root, size=image_size(spec), **spec.dataset.options)
     except TypeError as error:
         if "keyword argument" not in str(error):
             raise

@@ -5,7 +5,7 @@ import re
 import pytest
 import yaml
 
-from explorer.models import build_trainable
+from explorer.models import build_trainable, image_size
 from explorer.samplers import SAMPLERS
 from explorer.session import check_spec, load_data, sampler_of
 from explorer.specs import (
@@ -453,6 +453,24 @@ def test_explored_ranges_are_the_priors_unless_narrowed():
 def test_data_are_checked_before_anything_starts(change, message):
     with pytest.raises(InputError, match=message):
         load_data(load_spec("demo", ["dataset.size=[16,16]", change]))
+
+
+@pytest.mark.parametrize(
+    ("options", "size", "num_labels"),
+    [
+        ("{}", (160, 192), 24),
+        ("{segmentation: 4}", (160, 192), 4),
+        ("{files: volume}", (160, 192, 224), 35),
+        ("{files: volume_2mm, segmentation: 4}", (80, 96, 112), 4),
+    ],
+)
+def test_options_set_labels_and_default_size_before_any_file_is_read(options, size, num_labels):
+    changes = ["dataset={name: oasis}", f"dataset.options={options}"]
+    spec = load_spec("demo", changes)
+    assert image_size(spec) == size
+    model = build_trainable(spec).model
+    assert (model.size, len(model.labels)) == (size, num_labels)
+    assert image_size(load_spec("demo", [*changes, "dataset.size=[32,32]"])) == (32, 32)
 
 
 def test_a_grid_method_cannot_be_explored():

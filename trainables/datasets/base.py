@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -22,6 +22,8 @@ MAX_PIXELS = 64_000_000
 SPLIT_PERCENTAGES = {"train": 64, "val": 16, "test": 20}
 
 Size: TypeAlias = tuple[int, ...]
+# One value for each image: texts, "" unknown, or numbers, NaN unknown.
+Column: TypeAlias = tuple[str, ...] | NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -39,6 +41,7 @@ class ImageDataset:
         classes: (n,) class of the whole image, -1 unknown.
         targets: (n,) regression target, NaN unknown.
         groups: (n,) person of each image; no split cuts a group. Default: `ids`.
+        attributes: further columns of a table of participants, such as sex and age, by name.
         digest: sha256 of what was read, or of the generated arrays.
 
     Raises:
@@ -55,6 +58,7 @@ class ImageDataset:
     classes: NDArray[np.int64]
     targets: NDArray[np.float64]
     groups: tuple[str, ...] = ()
+    attributes: Mapping[str, Column] = field(default_factory=dict)
     digest: str
 
     def __post_init__(self) -> None:
@@ -68,10 +72,11 @@ class ImageDataset:
             "classes": len(self.classes),
             "targets": len(self.targets),
             "groups": len(self.groups),
+            **{f"attributes[{name!r}]": len(each) for name, each in self.attributes.items()},
         }
-        for field, length in lengths.items():
+        for place, length in lengths.items():
             if length != n or n == 0:
-                raise ValueError(f"{field}: expected one row per id and at least one, got {length}")
+                raise ValueError(f"{place}: expected one row per id and at least one, got {length}")
         if self.images.shape[2:] != self.masks.shape[1:] or self.images.ndim not in (4, 5):
             raise ValueError(
                 "expected images (n, C, *spatial) and masks (n, *spatial) with two or three"
@@ -126,6 +131,7 @@ class DatasetSource:
         load: `load(root, *, size, **options)`; raises InputError for missing or bad data.
         check: looks through a folder and reports; bad data never makes it raise.
         labels_of: the labels that these options of `load` give, where options change them.
+        size_of: the size that these options of `load` give by default, where options change it.
     """
 
     name: str
@@ -137,6 +143,7 @@ class DatasetSource:
     load: Callable[..., ImageDataset]
     check: Callable[[Path], DatasetReport]
     labels_of: Callable[[Mapping[str, Any]], tuple[str, ...]] | None = None
+    size_of: Callable[[Mapping[str, Any]], Size] | None = None
 
 
 def split_indices(dataset: ImageDataset, *, seed: int) -> dict[str, NDArray[np.int64]]:

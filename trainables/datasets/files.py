@@ -14,9 +14,9 @@ import threading
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.errors import InputError
-from trainables.datasets.base import MAX_PIXELS, DatasetReport, ImageDataset, Size
+from trainables.datasets.base import MAX_PIXELS, Column, DatasetReport, ImageDataset, Size
 
 MAX_FILE_BYTES = 2**29
 
@@ -58,12 +58,14 @@ class Listing:
         samples: in the order of the data set.
         problems: what is wrong with the layout, one line each.
         lists: further files that were read; they enter the digest.
+        attributes: of the data set, one value per sample.
     """
 
     root: Path
     samples: tuple[Sample, ...]
     problems: tuple[str, ...]
     lists: tuple[Path, ...] = ()
+    attributes: Mapping[str, Column] = field(default_factory=dict)
 
 
 # (sample, image bytes, mask bytes, size) -> image (C, *size) in [-1, 1], mask (*size)
@@ -117,6 +119,7 @@ def load_files(
         classes=np.array([sample.class_index for sample in listing.samples], dtype=np.int64),
         targets=np.array([sample.target for sample in listing.samples], dtype=np.float64),
         groups=tuple(sample.group or sample.id for sample in listing.samples),
+        attributes=listing.attributes,
         digest=digest_files(name, size, listing.root, hashes),
     )
 

@@ -1,35 +1,42 @@
-"""Brain MRI slices with 24 structures, in the layout of the neurite-OASIS release.
+"""Brain MRI with labelled structures, slices or volumes, in the layout of neurite-OASIS.
 
 Source: Marcus et al. (2007), "Open Access Series of Imaging Studies (OASIS)", J. Cogn. Neurosci.
 19(9), doi:10.1162/jocn.2007.19.9.1498; Hoopes, Hoffmann, Greve, Fischl, Guttag, Dalca (2022),
 "Learning the effect of registration hyperparameters with HyperMorph", MELBA 1;
 files: github.com/adalca/medical-datasets (neurite-oasis).
+Licence: the OASIS data use agreement (oasis-brains.org); its acknowledgement is due in
+publications.
 
-Official layout: one folder per scan, `OASIS_OAS1_XXXX_MRn`, with `slice_norm.nii.gz` (intensities
-in [0, 1]) and `slice_seg24.nii.gz`, 160 x 192 x 1 each; `seg24_labels.txt` (number, name), and
-optionally `subjects.txt` (folders) and `participants.csv` (subject, sex, age).
+Official layout: one folder per scan, `OASIS_OAS1_XXXX_MRn`, affinely aligned, intensities in
+[0, 1], with
+
+- files `slice`: `slice_norm.nii.gz` and `slice_seg24.nii.gz` or `slice_seg4.nii.gz`,
+  160 x 192 x 1 each;
+- files `volume`: `aligned_norm.nii.gz` and `aligned_seg35.nii.gz` or `aligned_seg4.nii.gz`,
+  160 x 192 x 224 voxels of 1 mm, axes L-I-A;
+- files `volume_2mm`: the same at 80 x 96 x 112 voxels of 2 mm, named `aligned_norm_2mm.nii.gz`
+  and so on. They are no part of the official release.
+
+Beside the folders `seg24_labels.txt`, `seg35_labels.txt`, `seg4_labels.txt` (number, name), and
+optionally `subjects.txt` (folders) and `participants.csv` (subject, sex, age, more columns).
 """
 
 from __future__ import annotations
 
-import gzip
-import io
-import math
 import os
 import re
-import struct
-import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from search_spaces.errors import InputError
+from trainables.datasets import oasis_labels
 from trainables.datasets.base import (
-    MAX_PIXELS,
+    Column,
     DatasetReport,
     DatasetSource,
     ImageDataset,
@@ -46,126 +53,196 @@ from trainables.datasets.files import (
     read_rows,
     read_text,
 )
-
-LABELS = (
-    "Left-Cerebral-White-Matter",
-    "Left-Cerebral-Cortex",
-    "Left-Lateral-Ventricle",
-    "Left-Inf-Lat-Ventricle",
-    "Left-Thalamus",
-    "Left-Caudate",
-    "Left-Putamen",
-    "Left-Pallidum",
-    "3rd-Ventricle",
-    "Brain-Stem",
-    "Left-Hippocampus",
-    "Left-Ventral-DC",
-    "Left-Choroid-Plexus",
-    "Right-Cerebral-White-Matter",
-    "Right-Cerebral-Cortex",
-    "Right-Lateral-Ventricle",
-    "Right-Inf-Lat-Ventricle",
-    "Right-Thalamus",
-    "Right-Caudate",
-    "Right-Putamen",
-    "Right-Pallidum",
-    "Right-Hippocampus",
-    "Right-Ventral-DC",
-    "Right-Choroid-Plexus",
+from trainables.datasets.nifti import (
+    read_nifti,
+    require_grid,
+    require_same_affine,
+    require_same_shape,
+    resample,
+    whole_labels,
 )
+
 DOMAIN_NAMES = ("oasis",)
 CLASS_NAMES = ("F", "M")
-SIZE = (160, 192)
+AXES = "L-I-A"
 
 _FOLDER = re.compile(r"OASIS_(OAS1_\d{4})_MR\d+")
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?")
 
 
-def load(root: str | os.PathLike[str] | None = None, *, size: Sequence[int] = SIZE) -> ImageDataset:
-    """Load the slices; a size other than theirs resamples them.
+@dataclass(frozen=True)
+class _Files:
+    """One kind of file of the release; `segmentations` are numbers of labels, the default first."""
 
-    Targets are ages in years, classes index `CLASS_NAMES`, groups are people; names of labels
-    come from `seg24_labels.txt` where it stands.
+    prefix: str
+    suffix: str
+    size: Size
+    spacing_mm: float
+    segmentations: tuple[int, ...]
+
+
+FILES = {
+    "slice": _Files("slice", "", (160, 192), 1, (24, 4)),
+    "volume": _Files("aligned", "", (160, 192, 224), 1, (35, 4)),
+    "volume_2mm": _Files("aligned", "_2mm", (80, 96, 112), 2, (35, 4)),
+}
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """The files that a choice of options reads."""
+
+    kind: _Files
+    segmentation: int
+
+    @property
+    def image_name(self) -> str:
+        return f"{self.kind.prefix}_norm{self.kind.suffix}.nii.gz"
+
+    @property
+    def mask_name(self) -> str:
+        return f"{self.kind.prefix}_seg{self.segmentation}{self.kind.suffix}.nii.gz"
+
+    @property
+    def labels_name(self) -> str:
+        return f"seg{self.segmentation}_labels.txt"
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return oasis_labels.LABELS[self.segmentation]
+
+
+def _layout(files: Any = "slice", segmentation: Any = None) -> _Layout:
+    if files not in FILES:
+        raise InputError(
+            f"dataset.options.files of oasis: expected {', '.join(FILES)}, got {files!r}"
+        )
+    kind = FILES[files]
+    chosen = kind.segmentations[0] if segmentation is None else segmentation
+    if not isinstance(chosen, int) or chosen not in kind.segmentations:
+        raise InputError(
+            f"dataset.options.segmentation of oasis: expected"
+            f" {' or '.join(map(str, kind.segmentations))} labels for files {files}, got {chosen!r}"
+        )
+    return _Layout(kind, chosen)
+
+
+def _layout_of(options: Mapping[str, Any]) -> _Layout:
+    return _layout(**{name: options[name] for name in ("files", "segmentation") if name in options})
+
+
+LABELS = _layout().labels
+SIZE = _layout().kind.size
+
+
+def load(
+    root: str | os.PathLike[str] | None = None,
+    *,
+    size: Sequence[int] | None = None,
+    files: str = "slice",
+    segmentation: int | None = None,
+) -> ImageDataset:
+    """Load slices or volumes; a size other than theirs resamples them.
+
+    Targets are ages in years, classes index `CLASS_NAMES`, groups are people, attributes the
+    columns of `participants.csv`; names of labels come from `seg24_labels.txt` and its like where
+    it stands.
+
+    Args:
+        root: folder of the release.
+        size: spatial; default: that of the files.
+        files: a key of `FILES`.
+        segmentation: number of labels, 24 or 4 for slices, 35 or 4 for volumes; default: the first.
 
     Raises:
         InputError: folder or file missing, broken, or not of the official layout.
     """
-    size = require_size("oasis", size)
-    listing = open_listing("oasis", root, _listing)
-    labels_path = listing.root / "seg24_labels.txt"
-    labels = _read_labels(labels_path) if labels_path.is_file() else LABELS
+    layout = _layout(files, segmentation)
+    chosen = layout.kind.size if size is None else size
+    size = require_size("oasis", chosen, num_axes=(len(layout.kind.size),))
+    listing = open_listing("oasis", root, partial(_listing, layout))
+    labels_path = listing.root / layout.labels_name
+    labels = _read_labels(layout, labels_path) if labels_path.is_file() else layout.labels
     return load_files(
-        "oasis", listing, _decode, size=size, labels=labels, domain_names=DOMAIN_NAMES
+        "oasis",
+        listing,
+        partial(_decode, layout),
+        size=size,
+        labels=labels,
+        domain_names=DOMAIN_NAMES,
     )
 
 
 def check(root: Path) -> DatasetReport:
-    """Read every slice below `root` and report."""
-    return check_files("oasis", root, _listing, _decode, size=SIZE, domain_names=DOMAIN_NAMES)
-
-
-def _decode(sample: Sample, image_bytes: bytes, mask_bytes: bytes, size: Size) -> Pair:
-    image = _read_slice(sample.image_path, image_bytes)
-    mask = _read_slice(sample.mask_path, mask_bytes)
-    if image.shape != mask.shape:
-        raise InputError(
-            f"{sample.mask_path}: labels are {mask.shape}, the image is {image.shape};"
-            " expected the same, copy both again"
-        )
-    # A scaled image may end a rounding error above 1.
-    if not (image.min() >= -1e-3 and image.max() <= 1 + 1e-3):
-        raise InputError(
-            f"{sample.image_path}: intensities in [{image.min():g}, {image.max():g}], expected"
-            " [0, 1]; use the normalised slice_norm of the release"
-        )
-    foreign = mask[~np.isin(mask, np.arange(len(LABELS) + 1))]
-    if foreign.size:
-        raise InputError(
-            f"{sample.mask_path}: label {foreign[0]:g} in {np.sum(foreign == foreign[0])} pixels;"
-            f" expected whole numbers from 0 to {len(LABELS)}; use slice_seg24 of the release"
-        )
-    pixels = torch.from_numpy(np.clip(image, 0, 1) * 2 - 1).to(torch.float32)[None, None]
-    labels = torch.from_numpy(mask.astype(np.uint8))[None, None]
-    if image.shape != size:
-        pixels = torch.nn.functional.interpolate(
-            pixels, size, mode="bilinear", align_corners=False, antialias=True
-        ).clamp(-1, 1)
-        labels = torch.nn.functional.interpolate(labels, size, mode="nearest-exact")
-    return pixels[0].numpy(), labels[0, 0].numpy()
-
-
-def _read_slice(path: Path, data: bytes) -> NDArray[np.float64]:
-    """Decode a gzipped NIfTI file of one slice, (H, W); the header is checked before the data."""
-    import nibabel
-    from nibabel.filebasedimages import ImageFileError
-    from nibabel.spatialimages import HeaderDataError
-    from nibabel.wrapstruct import WrapStructError
-
-    nibabel_errors = (ImageFileError, HeaderDataError, WrapStructError)
-
+    """Read every file below `root` and report; images are those of the first kind that stands."""
     try:
-        with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
-            image: Any = nibabel.Nifti1Image.from_stream(stream)
-            shape = tuple(image.shape)
-            if len(shape) not in (2, 3) or shape[2:] not in ((), (1,)):
-                raise InputError(f"{path}: shape {shape}, expected one slice such as (160, 192, 1)")
-            if image.get_data_dtype().kind not in "uif":
-                raise InputError(f"{path}: expected numbers, got {image.get_data_dtype()} values")
-            if math.prod(shape) > MAX_PIXELS:
-                raise InputError(f"{path}: shape {shape} is above {MAX_PIXELS} pixels; shrink it")
-            values: NDArray[np.float64] = image.get_fdata().reshape(shape[:2])
-            return values
-    except (OSError, EOFError, ValueError, struct.error, zlib.error, *nibabel_errors) as error:
+        standing = _standing(root.expanduser())
+    except OSError:
+        standing = {}
+    reports = {
+        name: check_files(
+            "oasis",
+            root,
+            partial(_listing, layout),
+            partial(_decode, layout),
+            size=layout.kind.size,
+            domain_names=DOMAIN_NAMES,
+        )
+        for name, layout in (standing or {"slice, 24 labels": _layout()}).items()
+    }
+    first = next(iter(reports.values()))
+    lines = dict.fromkeys(line for report in reports.values() for line in report.problems)
+    counts = {name: report.num_images for name, report in reports.items()}
+    details = {**first.details, "files": counts} if standing else first.details
+    return DatasetReport(first.num_images, tuple(lines), details)
+
+
+def _standing(root: Path) -> dict[str, _Layout]:
+    """The layouts of which at least one label map stands below a folder, by words for them."""
+    every = {
+        f"{files}, {number} labels": _layout(files, number)
+        for files, kind in FILES.items()
+        for number in kind.segmentations
+    }
+    return {
+        words: layout
+        for words, layout in every.items()
+        if any(root.glob(f"OASIS_OAS1_*_MR*/{layout.mask_name}"))
+    }
+
+
+def _decode(
+    layout: _Layout, sample: Sample, image_bytes: bytes, mask_bytes: bytes, size: Size
+) -> Pair:
+    kind = layout.kind
+    example = kind.size if len(kind.size) == 3 else (*kind.size, 1)
+    image = read_nifti(sample.image_path, image_bytes, example=example)
+    mask = read_nifti(sample.mask_path, mask_bytes, example=example)
+    require_same_shape(image, mask)
+    if len(kind.size) == 3:
+        require_grid(image, axes=AXES, spacing_mm=kind.spacing_mm, shape=kind.size)
+        require_same_affine(image, mask)
+    values = image.values
+    # A scaled image may end a rounding error above 1.
+    if not (values.min() >= -1e-3 and values.max() <= 1 + 1e-3):
         raise InputError(
-            f"{path}: expected a complete gzipped NIfTI file, got a broken or truncated one;"
-            " copy the original again"
-        ) from error
+            f"{sample.image_path}: intensities in [{values.min():g}, {values.max():g}], expected"
+            f" [0, 1]; use the normalised {layout.image_name.removesuffix('.nii.gz')} of the"
+            " release"
+        )
+    labels = whole_labels(
+        mask,
+        layout.segmentation,
+        hint=f"use {layout.mask_name.removesuffix('.nii.gz')} of the release",
+    )
+    return resample((np.clip(values, 0, 1) * 2 - 1).astype(np.float32), labels, size)
 
 
-def _listing(root: Path) -> Listing:
+def _listing(layout: _Layout, root: Path) -> Listing:
     folders = sorted(path for path in root.glob("OASIS_OAS1_*_MR*") if path.is_dir())
     lists = tuple(
         root / name
-        for name in ("seg24_labels.txt", "subjects.txt", "participants.csv")
+        for name in (layout.labels_name, "subjects.txt", "participants.csv")
         if (root / name).is_file()
     )
     if not folders:
@@ -178,7 +255,7 @@ def _listing(root: Path) -> Listing:
             ),
         )
     problems: list[str] = []
-    people: dict[str, tuple[int, float]] = {}
+    people: dict[str, dict[str, str]] = {}
     listed: set[str] = set()
     try:
         for path in lists:
@@ -187,7 +264,7 @@ def _listing(root: Path) -> Listing:
             elif path.name == "participants.csv":
                 people = _read_participants(path)
             else:
-                _read_labels(path)
+                _read_labels(layout, path)
     except InputError as error:
         problems.append(str(error))
     problems += [
@@ -195,59 +272,93 @@ def _listing(root: Path) -> Listing:
         " release again"
         for name in sorted(listed - {folder.name for folder in folders})
     ]
-    samples = []
+    samples, more = _samples(layout, folders, people)
+    ids = [sample.id for sample in samples]
+    return Listing(root, samples, (*problems, *more), lists, _attributes(people, ids))
+
+
+def _samples(
+    layout: _Layout, folders: list[Path], people: Mapping[str, Mapping[str, str]]
+) -> tuple[tuple[Sample, ...], list[str]]:
+    """The scans that have both files, and what is wrong with the others."""
+    for name in (layout.image_name, layout.mask_name):
+        if not any((folder / name).is_file() for folder in folders):
+            root = folders[0].parent
+            held = "; ".join(_standing(root)) or "none"
+            return (), [
+                f"oasis: no folder of {str(root)!r} holds {name}; files there: {held}; choose with"
+                " dataset.options.files and segmentation, or copy the release again"
+            ]
+    samples: list[Sample] = []
+    problems: list[str] = []
     for folder in folders:
         match = _FOLDER.fullmatch(folder.name)
-        paths = [folder / name for name in ("slice_norm.nii.gz", "slice_seg24.nii.gz")]
+        paths = [folder / name for name in (layout.image_name, layout.mask_name)]
         absent = [path for path in paths if not path.is_file()]
         if match is None:
             problems.append(
                 f"oasis: folder {str(folder)!r}: expected OASIS_OAS1_XXXX_MRn; rename it"
             )
         elif absent:
+            # Scans that lack files are not left out in silence: their release is half copied.
             problems += [
                 f"oasis: {str(path)!r} is missing; copy the release again" for path in absent
             ]
         else:
-            class_index, age = people.get(folder.name, (-1, float("nan")))
+            person = people.get(folder.name, {})
+            sex, age = person.get("sex"), person.get("age")
             samples.append(
                 Sample(
                     id=folder.name,
                     image_path=paths[0],
                     mask_path=paths[1],
-                    class_index=class_index,
-                    target=age,
+                    class_index=CLASS_NAMES.index(sex) if sex else -1,
+                    target=float(age) if age else float("nan"),
                     group=match.group(1),
                 )
             )
-    return Listing(root, tuple(samples), tuple(problems), lists)
+    return tuple(samples), problems
 
 
-def _read_participants(path: Path) -> dict[str, tuple[int, float]]:
-    """Map each scan to its class and age; an empty field is unknown."""
+def _read_participants(path: Path) -> dict[str, dict[str, str]]:
+    """Map each scan to the other fields of its row; an empty field is unknown."""
     header, *rows = read_rows(path) or [[]]
-    people: dict[str, tuple[int, float]] = {}
+    names = [name.strip() for name in header]
+    people: dict[str, dict[str, str]] = {}
     for line, row in enumerate(rows, start=2):
-        fields = dict(zip(header, row, strict=False))
-        subject, sex, age = (fields.get(name, "").strip() for name in ("subject", "sex", "age"))
+        given = dict(zip(names, map(str.strip, row), strict=False))
+        fields = {name: given.get(name, "") for name in ("subject", "sex", "age", *names) if name}
+        subject, sex, age = fields.pop("subject"), fields["sex"], fields["age"]
         if not subject or sex not in ("", *CLASS_NAMES) or not re.fullmatch("[0-9]{0,3}", age):
             raise InputError(
                 f"{path}: line {line}: expected the columns subject, sex (F, M or empty) and age"
                 f" (years or empty), got {subject!r}, {sex!r}, {age!r}"
             )
-        class_index = CLASS_NAMES.index(sex) if sex else -1
-        people[subject] = (class_index, float(age) if age else float("nan"))
+        people[subject] = fields
     return people
 
 
-def _read_labels(path: Path) -> tuple[str, ...]:
+def _attributes(people: Mapping[str, Mapping[str, str]], ids: Sequence[str]) -> dict[str, Column]:
+    """The table's columns that tell of these scans: numbers where all given fields are."""
+    columns: dict[str, Column] = {}
+    for name in dict.fromkeys(name for fields in people.values() for name in fields):
+        texts = tuple(people.get(scan, {}).get(name, "") for scan in ids)
+        given = [text for text in texts if text]
+        if given and all(map(_NUMBER.fullmatch, given)):
+            columns[name] = np.array([float(text) if text else np.nan for text in texts])
+        elif given:
+            columns[name] = texts
+    return columns
+
+
+def _read_labels(layout: _Layout, path: Path) -> tuple[str, ...]:
     rows = [line.split() for line in read_text(path).splitlines() if line.strip()]
     names = {row[0]: row[1] for row in rows if len(row) >= 2 and row[0] != "0"}
-    numbers = [str(number) for number in range(1, len(LABELS) + 1)]
+    numbers = [str(number) for number in range(1, layout.segmentation + 1)]
     if sorted(names) != sorted(numbers) or len(set(names.values())) != len(numbers):
         raise InputError(
-            f"{path}: expected one line 'number name' for each label from 1 to {len(LABELS)},"
-            f" got numbers {', '.join(names) or 'none'}"
+            f"{path}: expected one line 'number name' for each label from 1 to"
+            f" {layout.segmentation}, got numbers {', '.join(names) or 'none'}"
         )
     return tuple(names[number] for number in numbers)
 
@@ -255,8 +366,8 @@ def _read_labels(path: Path) -> tuple[str, ...]:
 SOURCE = DatasetSource(
     name="oasis",
     summary=(
-        "brain MRI slices, 24 structures (neurite-OASIS layout); OASIS data use agreement,"
-        " github.com/adalca/medical-datasets"
+        "brain MRI, slices with 24 structures or volumes with 35 (neurite-OASIS layout); OASIS data"
+        " use agreement, github.com/adalca/medical-datasets"
     ),
     needs_root=True,
     channels=1,
@@ -264,4 +375,6 @@ SOURCE = DatasetSource(
     size=SIZE,
     load=load,
     check=check,
+    labels_of=lambda options: _layout_of(options).labels,
+    size_of=lambda options: _layout_of(options).kind.size,
 )

@@ -1,9 +1,15 @@
 """The data sets that a specification can name."""
 
-from trainables.datasets import oasis, oxford_pets, synthetic, wbc
+from trainables.datasets import msd_hippocampus, oasis, oxford_pets, synthetic, wbc
 from trainables.datasets.base import DatasetSource
 
 DATASETS: dict[str, DatasetSource] = {
     source.name: source
-    for source in (synthetic.SOURCE, wbc.SOURCE, oxford_pets.SOURCE, oasis.SOURCE)
+    for source in (
+        synthetic.SOURCE,
+        wbc.SOURCE,
+        oxford_pets.SOURCE,
+        oasis.SOURCE,
+        msd_hippocampus.SOURCE,
+    )
 }

@@ -38,6 +38,7 @@ def test_groups_default_to_ids_and_repr_is_one_line():
     [
         ({"masks": np.zeros((4, 4, 4), np.uint8)}, "masks: expected one row per id"),
         ({"groups": ("one",)}, "groups: expected one row per id"),
+        ({"attributes": {"sex": ("F",)}}, r"attributes\['sex'\]: expected one row per id"),
         ({"masks": np.zeros((5, 4, 3), np.uint8)}, r"expected images \(n, C, \*spatial\)"),
         ({"ids": ("same",) * 5}, "ids must differ"),
         ({"images": np.full((5, 1, 4, 4), np.nan, np.float32)}, "finite and in"),

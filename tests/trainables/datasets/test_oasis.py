@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from search_spaces.errors import InputError
-from trainables.datasets import oasis
+from trainables.datasets import oasis, oasis_labels
 from trainables.datasets.base import split_indices
 
 
@@ -169,6 +169,228 @@ def test_root_without_lists_loads(root):
     assert np.isnan(dataset.targets).all()
 
 
+def test_root_with_other_files_says_which(root):
+    message = (
+        r"no folder of '.*' holds aligned_norm\.nii\.gz; files there: slice, 24 labels; choose"
+    )
+    with pytest.raises(InputError, match=message):
+        oasis.load(root, files="volume")
+    with pytest.raises(InputError, match=r"holds slice_seg4\.nii\.gz; files there: slice, 24"):
+        oasis.load(root, segmentation=4)
+
+
+def test_slices_with_four_labels(root):
+    for folder in root.glob("OASIS*"):
+        write_nifti(folder / "slice_seg4.nii.gz", np.full((10, 12, 1), 4), np.uint8)
+    dataset = oasis.load(root, segmentation=4)
+    assert dataset.labels == ("Cortex", "Subcortical-Gray-Matter", "White-Matter", "CSF")
+    assert (dataset.masks == 4).all()
+    assert dataset.digest != oasis.load(root).digest
+    report = oasis.check(root)
+    assert report.details["files"] == {"slice, 24 labels": 3, "slice, 4 labels": 3}
+
+
+def test_attributes_are_the_columns_of_the_participants(root):
+    (root / "participants.csv").write_text(
+        "subject,site,sex,age,iq,code,note\n"
+        "OASIS_OAS1_0007_MR1,b,,30,99.5,007,\n"
+        "OASIS_OAS1_0001_MR1,a,F,74,-1,12,\n"
+    )
+    attributes = oasis.load(root).attributes
+    assert set(attributes) == {"site", "sex", "age", "iq", "code"}
+    assert attributes["site"] == ("a", "", "b")
+    assert attributes["sex"] == ("F", "", "")
+    assert attributes["code"] == ("12", "", "007")
+    np.testing.assert_array_equal(attributes["age"], [74, np.nan, 30])
+    np.testing.assert_array_equal(attributes["iq"], [-1, np.nan, 99.5])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"files": "volumes"}, "files of oasis: expected slice, volume, volume_2mm, got 'volumes'"),
+        ({"segmentation": 35}, "segmentation of oasis: expected 24 or 4 labels .* got 35"),
+        ({"files": "volume", "segmentation": 24}, "expected 35 or 4 labels for files volume"),
+        ({"segmentation": "4"}, "expected 24 or 4 labels for files slice, got '4'"),
+    ],
+)
+def test_unknown_options_are_refused_with_and_without_files(root, options, message):
+    with pytest.raises(InputError, match=rf"dataset\.options\.{message}|{message}"):
+        oasis.load(root, **options)
+    for ask in (oasis.SOURCE.labels_of, oasis.SOURCE.size_of):
+        with pytest.raises(InputError, match=message):
+            ask(options)
+
+
+# volumes
+
+SHAPE = (80, 96, 112)
+AFFINE = np.array([[-2, 0, 0, 79], [0, 0, 2, -111], [0, -2, 0, 95], [0, 0, 0, 1]], dtype=float)
+
+
+def write_volume(path, array, affine=AFFINE):
+    nibabel.Nifti1Image(array, affine).to_filename(path)
+
+
+@pytest.fixture
+def volumes(tmp_path):
+    """Two scans of two people at 2 mm: a ramp along the first axis, left half and right half."""
+    ramp = np.linspace(0, 255, SHAPE[0]).astype(np.uint8)[:, None, None]
+    for number, name in enumerate(("0001_MR1", "0007_MR1")):
+        folder = tmp_path / f"OASIS_OAS1_{name}"
+        folder.mkdir()
+        image = nibabel.Nifti1Image(np.broadcast_to(ramp / 255, SHAPE), AFFINE)
+        image.set_data_dtype(np.uint8)
+        image.to_filename(folder / "aligned_norm_2mm.nii.gz")
+        for count in (35, 4):
+            labels = np.full(SHAPE, number + 1, np.uint8)
+            labels[40:] = count
+            write_volume(folder / f"aligned_seg{count}_2mm.nii.gz", labels)
+    return tmp_path
+
+
+def load_volumes(root, **options):
+    return oasis.load(root, files="volume_2mm", **options)
+
+
+def test_volumes_are_loaded_with_their_labels(volumes):
+    dataset = load_volumes(volumes)
+    assert dataset.images.shape == (2, 1, *SHAPE)
+    assert len(dataset.labels) == 35
+    # Stored in 8 bits.
+    ramp = np.linspace(-1, 1, SHAPE[0])[:, None, None]
+    assert np.abs(dataset.images[0, 0] - ramp).max() < 2 / 255
+    assert (dataset.masks[1, :40] == 2).all()
+    assert (dataset.masks[1, 40:] == 35).all()
+    few = load_volumes(volumes, segmentation=4)
+    assert few.labels[3] == "CSF"
+    assert (few.masks[1, 40:] == 4).all()
+    assert few.digest != dataset.digest
+
+
+def test_volumes_of_one_millimetre_are_resampled_to_another_size(tmp_path):
+    shape = (160, 192, 224)
+    affine = np.array([[-1, 0, 0, 79.5], [0, 0, 1, -111.5], [0, -1, 0, 95.5], [0, 0, 0, 1]])
+    folder = tmp_path / "OASIS_OAS1_0001_MR1"
+    folder.mkdir()
+    labels = np.zeros(shape, np.uint8)
+    labels[:, 96:] = 35
+    write_volume(folder / "aligned_norm.nii.gz", (labels > 0).astype(np.uint8), affine)
+    write_volume(folder / "aligned_seg35.nii.gz", labels, affine)
+    dataset = oasis.load(tmp_path, files="volume", size=(20, 24, 28))
+    assert dataset.images.shape == (1, 1, 20, 24, 28)
+    # The antialiased filter reaches one voxel over the border between the halves.
+    assert (dataset.images[0, 0, :, :11] == -1).all()
+    assert (dataset.images[0, 0, :, 13:] == 1).all()
+    assert (dataset.masks[0, :, :12] == 0).all()
+    assert (dataset.masks[0, :, 12:] == 35).all()
+
+
+def test_names_of_labels_come_from_their_own_file(volumes):
+    lines = ["0 Background", *(f"{number} part-{number}" for number in range(1, 36))]
+    (volumes / "seg35_labels.txt").write_text("\n".join(lines))
+    assert load_volumes(volumes).labels[34] == "part-35"
+    assert load_volumes(volumes, segmentation=4).labels[0] == "Cortex"
+    (volumes / "seg4_labels.txt").write_text("\n".join(lines))
+    with pytest.raises(InputError, match=r"seg4_labels\.txt: .* each label from 1 to 4, got"):
+        load_volumes(volumes, segmentation=4)
+
+
+@pytest.mark.parametrize("name", ["aligned_norm_2mm.nii.gz", "aligned_seg35_2mm.nii.gz"])
+def test_a_scan_without_its_volume_is_named(volumes, name):
+    first(volumes, name).unlink()
+    with pytest.raises(InputError, match=rf"0001_MR1/{name}' is missing; copy the release again"):
+        load_volumes(volumes)
+    report = oasis.check(volumes)
+    assert report.num_images == 1
+    assert len(report.problems) == 1
+
+
+def test_a_volume_has_three_axes(volumes):
+    with pytest.raises(InputError, match="size must be 3 whole numbers of at least 4"):
+        load_volumes(volumes, size=(80, 96))
+
+
+def both(root, array, affine=AFFINE):
+    """Write image and labels of the first scan alike."""
+    write_volume(first(root, "aligned_norm_2mm.nii.gz"), array, affine)
+    write_volume(first(root, "aligned_seg35_2mm.nii.gz"), array, affine)
+
+
+@pytest.mark.parametrize(
+    ("affine", "found"),
+    [
+        (np.diag([2.0, 2, 2, 1]), r"axes R-A-S, voxels of 2 x 2 x 2 mm from \(0, 0, 0\)"),
+        (AFFINE @ np.diag([-1.0, 1, 1, 1]), "axes R-I-A, voxels of 2 x 2 x 2 mm"),
+        (AFFINE @ np.diag([0.5, 0.5, 0.5, 1]), "axes L-I-A, voxels of 1 x 1 x 1 mm"),
+    ],
+)
+def test_another_orientation_is_refused(volumes, affine, found):
+    both(volumes, np.zeros(SHAPE, np.uint8), affine)
+    with pytest.raises(
+        InputError, match=rf"aligned_norm_2mm.*: {found}.*; expected axes L-I-A, voxels of 2 x 2"
+    ):
+        load_volumes(volumes)
+
+
+def test_labels_elsewhere_than_their_image_are_refused(volumes):
+    path = first(volumes, "aligned_seg35_2mm.nii.gz")
+    write_volume(path, np.zeros(SHAPE, np.uint8), np.diag([2.0, 2, 2, 1]))
+    with pytest.raises(InputError, match=r"seg35_2mm.*: labels have axes R-A-S, .*axes L-I-A"):
+        load_volumes(volumes)
+
+
+def test_volumes_of_different_shape_are_refused(volumes):
+    write_volume(first(volumes, "aligned_seg35_2mm.nii.gz"), np.zeros((80, 96, 8), np.uint8))
+    with pytest.raises(InputError, match=r"labels are \(80, 96, 8\), the image is \(80, 96, 112\)"):
+        load_volumes(volumes)
+
+
+def test_volumes_off_the_grid_of_the_release_are_refused(volumes):
+    both(volumes, np.zeros((64, 64, 64), np.uint8))
+    with pytest.raises(InputError, match=r"shape \(64, 64, 64\), expected \(80, 96, 112\)"):
+        load_volumes(volumes)
+
+
+def test_a_slice_is_no_volume(volumes):
+    both(volumes, np.zeros((80, 96, 1), np.uint8))
+    with pytest.raises(InputError, match=r"shape \(80, 96, 1\), expected"):
+        load_volumes(volumes)
+
+
+@pytest.mark.parametrize("value", [255, np.nan])
+def test_voxels_outside_the_unit_range_are_refused(volumes, value):
+    image = np.zeros(SHAPE, np.float32)
+    image[0, 0, 0] = value
+    write_volume(first(volumes, "aligned_norm_2mm.nii.gz"), image)
+    with pytest.raises(InputError, match=r"aligned_norm_2mm.*intensities in .* expected \[0, 1\]"):
+        load_volumes(volumes)
+
+
+def test_foreign_label_of_a_volume_is_refused(volumes):
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[0, 0, :2] = 36
+    write_volume(first(volumes, "aligned_seg35_2mm.nii.gz"), labels)
+    with pytest.raises(InputError, match=r"label 36 in 2 voxels; .*use aligned_seg35_2mm of the"):
+        load_volumes(volumes)
+
+
+def test_truncated_volume_is_refused(volumes):
+    path = first(volumes, "aligned_norm_2mm.nii.gz")
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(InputError, match="expected a complete gzipped NIfTI file"):
+        load_volumes(volumes)
+
+
+def test_gigantic_volume_is_refused_before_it_is_decoded(volumes):
+    header = nibabel.Nifti1Header()
+    header.set_data_shape((1600, 1920, 224))
+    path = first(volumes, "aligned_norm_2mm.nii.gz")
+    path.write_bytes(gzip.compress(header.binaryblock + bytes(4)))
+    with pytest.raises(InputError, match="above 64000000 pixels"):
+        load_volumes(volumes)
+
+
 def test_real_data(data_dir):
     dataset = oasis.load(data_dir / "oasis_malf35")
     assert dataset.labels == oasis.LABELS
@@ -184,3 +406,50 @@ def test_real_data(data_dir):
     splits = split_indices(dataset, seed=0)
     people = [{dataset.groups[index] for index in indices} for indices in splits.values()]
     assert sum(map(len, people)) == 24
+    assert [len(splits[name]) for name in ("train", "val", "test")] == [18, 4, 6]
+    assert set(dataset.attributes) >= {"sex", "age"}
+    np.testing.assert_array_equal(dataset.attributes["age"], dataset.targets)
+    assert dataset.digest == "5a0a5261756914ea5c54ecdba2e05c1a8cc174c546b619aabb596576f90141f6"
+
+
+@pytest.mark.timeout(60)  # 100 million voxels of real scans
+@pytest.mark.parametrize(
+    ("folder", "files", "num_scans", "num_people", "size"),
+    [
+        ("oasis_malf35_1mm", "volume", 8, 8, (160, 192, 224)),
+        ("oasis_malf35", "volume_2mm", 28, 24, (80, 96, 112)),
+    ],
+)
+def test_real_volumes(data_dir, folder, files, num_scans, num_people, size):
+    dataset = oasis.load(data_dir / folder, files=files)
+    assert dataset.images.shape == (num_scans, 1, *size)
+    assert len(set(dataset.groups)) == num_people
+    assert dataset.labels == oasis_labels.SEG35
+    # The source of these labels has no choroid plexus, and vessels are tiny.
+    always = set(range(1, 36)) - {18, 19, 34, 35}
+    for mask in dataset.masks:
+        present = set(np.flatnonzero(np.bincount(mask.ravel())))
+        assert always <= present - {0} <= always | {18, 34}
+    white = dataset.images[:, 0][np.isin(dataset.masks, (1, 20))]
+    assert abs(np.median(white) - (2 * 110 / 255 - 1)) < 0.02
+    few = oasis.load(data_dir / folder, files=files, segmentation=4)
+    assert np.all(np.bincount(few.masks.ravel()) > 0)
+    assert len(few.labels) == few.masks.max() == 4
+    # Cerebral white matter is white in both.
+    assert (few.masks[np.isin(dataset.masks, (1, 20))] == 3).all()
+
+
+def test_real_people_are_in_one_split(data_dir):
+    dataset = oasis.load(data_dir / "oasis_malf35", files="volume_2mm")
+    for seed in range(3):
+        splits = split_indices(dataset, seed=seed)
+        people = [{dataset.groups[index] for index in own} for own in splits.values()]
+        assert sum(map(len, people)) == len(set.union(*people)) == 24
+
+
+def test_real_folders_are_checked_whole(data_dir):
+    report = oasis.check(data_dir / "oasis_malf35")
+    assert (report.num_images, report.problems) == (28, ())
+    assert report.details["files"] == dict.fromkeys(
+        ("slice, 24 labels", "slice, 4 labels", "volume_2mm, 35 labels", "volume_2mm, 4 labels"), 28
+    )

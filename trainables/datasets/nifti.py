@@ -1,0 +1,204 @@
+"""Gzipped NIfTI files: decoded with care, their grids and labels checked, resampled.
+
+Shapes: spatial (H, W) or (D, H, W). Axes are named by where they lead: L-I-A goes to the left, down
+and to the front. Affines map voxel indices to millimetres, right, front and up being positive.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import math
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from search_spaces.errors import InputError
+from trainables.datasets.base import MAX_PIXELS, Size
+from trainables.datasets.files import Pair
+
+# Two programs rarely write the same affine to the last bit.
+_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """A decoded file: `values` (*spatial) as its header scales them, `affine` (4, 4)."""
+
+    path: Path
+    values: NDArray[np.float64]
+    affine: NDArray[np.float64]
+
+    @property
+    def axes(self) -> str:
+        """Such as L-I-A; "?" for an axis that leads nowhere, empty for an affine not finite."""
+        import nibabel
+
+        if not np.isfinite(self.affine).all():
+            return ""
+        codes = nibabel.aff2axcodes(self.affine)  # type: ignore[no-untyped-call] # has no types
+        return "-".join(code or "?" for code in codes)
+
+    @property
+    def grid(self) -> str:
+        """Axes, size of voxels and place of the first one, in words."""
+        if not self.axes:
+            return "an affine that is not finite"
+        origin = ", ".join(f"{place:g}" for place in self.affine[:3, 3])
+        return f"axes {self.axes}, voxels of {_product(self.spacing_mm)} mm from ({origin})"
+
+    @property
+    def spacing_mm(self) -> NDArray[np.float64]:
+        """(3,) distance of neighbouring voxels along each axis."""
+        spacing: NDArray[np.float64] = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return spacing
+
+
+def read_nifti(path: Path, data: bytes, *, example: Size) -> Scan:
+    """Decode a gzipped NIfTI file; the header is checked before the data.
+
+    Args:
+        path: named in messages.
+        data: content of the file.
+        example: shape of an official file; a last axis of length 1 is not returned.
+
+    Raises:
+        InputError: no such file, truncated, gigantic, without numbers, or of another number of
+            axes.
+    """
+    import nibabel
+    from nibabel.filebasedimages import ImageFileError
+    from nibabel.spatialimages import HeaderDataError
+    from nibabel.wrapstruct import WrapStructError
+
+    nibabel_errors = (ImageFileError, HeaderDataError, WrapStructError)
+    num_axes = sum(length > 1 for length in example)
+    kind = "slice" if num_axes == 2 else "volume"
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
+            image: Any = nibabel.Nifti1Image.from_stream(stream)
+            shape = tuple(image.shape)
+            is_short = len(shape) < num_axes or min(shape) < 1
+            if is_short or shape[num_axes:] not in ((), (1,)):
+                raise InputError(f"{path}: shape {shape}, expected one {kind} such as {example}")
+            if image.get_data_dtype().kind not in "uif":
+                raise InputError(f"{path}: expected numbers, got {image.get_data_dtype()} values")
+            if math.prod(shape) > MAX_PIXELS:
+                raise InputError(f"{path}: shape {shape} is above {MAX_PIXELS} pixels; shrink it")
+            return Scan(path, image.get_fdata().reshape(shape[:num_axes]), image.affine)
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        OverflowError,
+        struct.error,
+        zlib.error,
+        *nibabel_errors,
+    ) as error:
+        raise InputError(
+            f"{path}: expected a complete gzipped NIfTI file, got a broken or truncated one;"
+            " copy the original again"
+        ) from error
+
+
+def require_grid(scan: Scan, *, axes: str, spacing_mm: float, shape: Size | None = None) -> None:
+    """Refuse a volume whose axes, size of voxels or shape are not those of the official data.
+
+    Raises:
+        InputError: it is so; the message says what was found.
+    """
+    if shape is not None and scan.values.shape != shape:
+        raise InputError(
+            f"{scan.path}: shape {scan.values.shape}, expected {shape}; use the original, on the"
+            " grid that all its volumes share"
+        )
+    has_spacing = np.allclose(scan.spacing_mm, spacing_mm, atol=_TOLERANCE)
+    if scan.axes != axes or not has_spacing:
+        raise InputError(
+            f"{scan.path}: {scan.grid}; expected axes {axes}, voxels of"
+            f" {_product([spacing_mm] * 3)} mm; copy the original again, or turn image and labels"
+        )
+
+
+def require_same_shape(image: Scan, labels: Scan) -> None:
+    """Refuse labels of another shape than their image.
+
+    Raises:
+        InputError: it is so.
+    """
+    if image.values.shape != labels.values.shape:
+        raise InputError(
+            f"{labels.path}: labels are {labels.values.shape}, the image is {image.values.shape};"
+            " expected the same, copy both again"
+        )
+
+
+def require_same_affine(image: Scan, labels: Scan) -> None:
+    """Refuse labels that lie elsewhere than their image.
+
+    Raises:
+        InputError: it is so.
+    """
+    if not np.allclose(image.affine, labels.affine, atol=_TOLERANCE):
+        raise InputError(
+            f"{labels.path}: labels have {labels.grid}, the image has {image.grid}; expected the"
+            " same affine, copy both again"
+        )
+
+
+def whole_labels(labels: Scan, num_labels: int, *, hint: str) -> NDArray[np.uint8]:
+    """The label map (*spatial) with whole numbers from 0 to `num_labels`.
+
+    Raises:
+        InputError: another number, NaN among them; `hint` ends the message.
+    """
+    values = labels.values
+    is_label = (values >= 0) & (values <= num_labels) & (values == np.floor(values))
+    if not is_label.all():
+        foreign = values[~is_label]
+        count = max(1, int(np.sum(foreign == foreign[0])))
+        raise InputError(
+            f"{labels.path}: label {foreign[0]:g} in {count}"
+            f" {'pixels' if values.ndim == 2 else 'voxels'}; expected whole numbers from 0 to"
+            f" {num_labels}; {hint}"
+        )
+    return values.astype(np.uint8)
+
+
+def resample(image: NDArray[np.float32], labels: NDArray[np.uint8], size: Size) -> Pair:
+    """Bring an image in [-1, 1] and its labels, both (*spatial), to another size.
+
+    The image is resized with an antialiased linear filter along each axis, the labels to their
+    nearest neighbours.
+
+    Returns:
+        Image (1, *size), labels (*size).
+    """
+    pixels = torch.from_numpy(image)[None, None]
+    marks = torch.from_numpy(labels)[None, None]
+    if image.shape != size:
+        if len(size) == 2:
+            pixels = _smooth(pixels, size)
+        else:
+            # The antialiased filter knows two axes at a time: the last two, then the first.
+            pixels = _smooth(pixels[0], size[1:]).transpose(1, 2)
+            pixels = _smooth(pixels, (size[0], size[2])).transpose(1, 2)[None]
+        pixels = pixels.clamp(-1, 1)
+        marks = torch.nn.functional.interpolate(marks, size, mode="nearest-exact")
+    return pixels[0].numpy(), marks[0, 0].numpy()
+
+
+def _smooth(pixels: torch.Tensor, size: Size) -> torch.Tensor:
+    return torch.nn.functional.interpolate(
+        pixels, size, mode="bilinear", align_corners=False, antialias=True
+    )
+
+
+def _product(lengths: Any) -> str:
+    return " x ".join(f"{length:g}" for length in lengths)
