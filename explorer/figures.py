@@ -476,7 +476,9 @@ def _name_settings(axes: Axes, one: Series, rows: NDArray[np.intp]) -> None:
 def _mark_best(axes: Axes, series: Sequence[Series], *, main: str) -> tuple[Line2D, ...]:
     """Star the best point of `main` and square those of the others; the legend entry for both."""
     marks = {}
-    for one in series:
+    for method in dict.fromkeys(one.method for one in series):
+        own = [one for one in series if one.method == method]
+        one = max(own, key=lambda one: float(one.choice[one.best]))
         marker, size = ("*", 14) if one.method == main else ("s", 8)
         axes.plot(
             one.x[one.best],

@@ -32,7 +32,7 @@ def test_conditioning_figure_draws_means_sorted_along_the_conditioning(points) -
     )
     assert figure.axes[0].get_ylabel() == "Dice on test"
     assert figure.axes[0].get_xlabel() == "φ"
-    assert legend_of(figure) == ["sshn (3 seeds)", "fixed (3 seeds)"]
+    assert legend_of(figure) == ["sshn (3 seeds)", "fixed (3 seeds)", "best of a method"]
 
 
 def test_amortised_methods_have_a_band_and_grid_baselines_have_bars(points) -> None:
@@ -47,7 +47,9 @@ def test_amortised_methods_have_a_band_and_grid_baselines_have_bars(points) -> N
 
 def test_each_category_is_a_line_of_its_own_against_a_number(points_of_modes) -> None:
     figure = figures.metric_against_conditioning(points_of_modes, split="test", main="sshn")
-    solid, dashed = (line for line in figure.axes[0].lines if line.get_color() == PALETTE[0])
+    mine = [line for line in figure.axes[0].lines if line.get_color() == PALETTE[0]]
+    solid, dashed, star = mine
+    assert star.get_xydata().tolist() == [[0.4, 0.90]]
     assert (solid.get_linestyle(), dashed.get_linestyle()) == ("-", "--")
     np.testing.assert_array_equal(solid.get_ydata(), [0.80, 0.85, 0.90])
     np.testing.assert_array_equal(dashed.get_ydata(), [0.70, 0.86, 0.88])
@@ -55,6 +57,7 @@ def test_each_category_is_a_line_of_its_own_against_a_number(points_of_modes) ->
         "sshn, linear (3 seeds)",
         "sshn, nearest (3 seeds)",
         "fixed, nearest (3 seeds)",
+        "best of a method",
     ]
 
 
@@ -147,7 +150,7 @@ def test_collapse_is_cut_off_and_said() -> None:
 def test_whole_range_is_shown_when_nothing_collapses(points) -> None:
     figure = figures.metric_against_conditioning(points, split="test", main="sshn")
     assert figure.axes[0].get_ylim()[0] < 0.79
-    assert len(legend_of(figure)) == 2
+    assert legend_of(figure)[-1] == "best of a method"
 
 
 def test_colours_do_not_depend_on_the_order_of_points(points) -> None:
@@ -188,3 +191,41 @@ def test_png_has_the_promised_resolution(points, tmp_path: Path) -> None:
     head = path.read_bytes()[:24]
     assert head[:8] == b"\x89PNG\r\n\x1a\n"
     assert (int.from_bytes(head[16:20]), int.from_bytes(head[20:24])) == (900, 660)
+
+
+def test_map_draws_the_surface_its_best_and_the_other_methods() -> None:
+    grid = [(x, y) for x in (0.0, 0.5, 1.0) for y in (0.0, 0.5, 1.0)]
+    points = [
+        {
+            "conditioning": {"lambda": x, "gamma": y},
+            "metrics": {"dice": 0.7 - (x - 0.5) ** 2 - (y - 1) ** 2},
+            "costs": {},
+            "seed_sd": {},
+            "num_seeds": 1,
+            "method": method,
+            "trial_ids": [method if method == "hypermorph" else f"v{x}{y}"],
+        }
+        for method in ("hypermorph", "voxelmorph")
+        for x, y in (grid if method == "hypermorph" else grid[:2])
+    ]
+    figure = figures.metric_map(
+        points, conditionings=("lambda", "gamma"), split="val", main="hypermorph"
+    )
+    axes, bar = figure.axes
+    assert (axes.get_xlabel(), axes.get_ylabel(), bar.get_ylabel()) == ("λ", "γ", "Dice on val")
+    star, square = (line for line in axes.lines if len(line.get_xydata()) == 1)
+    assert star.get_xydata().tolist() == [[0.5, 1.0]]
+    assert square.get_xydata().tolist() == [[0.0, 0.5]]
+    assert legend_of(figure)[0] == "best of hypermorph (1 seed)"
+
+
+def test_panels_of_a_pair_draw_where_each_voxel_is_read() -> None:
+    image = np.zeros((20, 30), np.float32)
+    shift = np.stack([np.full((20, 30), 2.0), np.zeros((20, 30))]).astype(np.float32)
+    figure = figures.registration_panels(
+        image, image, [("λ 0", image, shift * 0), ("λ 1", image, shift)], title="a to b"
+    )
+    assert len(figure.axes) == 10
+    assert [axes.get_ylabel() for axes in figure.axes[::5]] == ["λ 0", "λ 1"]
+    straight, moved = (axes.lines[0].get_ydata() for axes in figure.axes[4::5])
+    np.testing.assert_array_equal(moved, straight + 2)

@@ -305,6 +305,51 @@ def test_draws_are_uniform_over_the_prior():
     assert abs(np.corrcoef(phi, exponent)[0, 1]) < 4 / math.sqrt(2000)
 
 
+def test_ends_of_the_range_are_drawn_as_often_as_asked():
+    prior = {"phi": (0.1, 0.3)}
+    space = rescaling_space()
+    drawn = [draw(space, prior, (0, step), endpoint_share=0.4)["phi"] for step in range(4000)]
+    low, high = drawn.count(0.1) / 4000, drawn.count(0.3) / 4000
+    assert low == pytest.approx(0.2, abs=0.03)
+    assert high == pytest.approx(0.2, abs=0.03)
+    inside = [phi for phi in drawn if 0.1 < phi < 0.3]
+    assert np.mean(inside) == pytest.approx(0.2, abs=0.005)
+    plain = [draw(space, prior, (0, step))["phi"] for step in range(4000)]
+    assert set(inside) <= set(plain)  # the other draws are what they are without
+
+
+def test_an_epoch_ends_after_its_steps(tmp_path):
+    shorter = replace(CONFIG, steps_per_epoch=2)
+    trainable = Scripted(*range(3))
+    train(trainable, DATA, shorter, PlainContext(tmp_path, device="cpu"))
+    assert len(trainable.asked) == 2 * CONFIG.epochs  # of three whole batches in 12 images
+    longer = Scripted(*range(3))
+    train(longer, DATA, replace(CONFIG, steps_per_epoch=9), PlainContext(tmp_path / "b"))
+    assert len(longer.asked) == 3 * CONFIG.epochs
+
+
+def test_pairs_are_gathered_moving_first():
+    arrays = make_arrays(4)
+    pairs = Arrays(arrays.images, arrays.masks, np.array([[0, 1], [3, 2], [1, 0]]))
+    assert len(pairs) == 3
+    images, masks = pairs.batch([1, 2])
+    assert images.shape == (2, 2, 8, 8)
+    assert np.array_equal(images[0], arrays.images[[3, 2], 0])
+    assert np.array_equal(masks[1], arrays.masks[[1, 0]])
+    some = pairs.select(slice(1, None))
+    assert np.array_equal(some.batch(slice(None))[0], images)
+
+
+def test_both_images_of_a_pair_are_turned_alike():
+    arrays = make_arrays(6)
+    pairs = Arrays(arrays.images, arrays.masks, np.array([[a, a] for a in range(6)]))
+    images, masks = (torch.from_numpy(one) for one in pairs.batch(slice(None)))
+    turned, labels = augment(images, masks, ("flip", "transpose"), (0, 1))
+    assert not torch.equal(turned, images)
+    assert torch.equal(turned[:, 0], turned[:, 1])
+    assert torch.equal(labels[:, 0], labels[:, 1])
+
+
 def test_other_seed_or_step_draws_another_setting():
     keys = [(seed, step) for seed in range(4) for step in range(4)]
     values = {draw(rescaling_space(), {}, key)["phi"] for key in keys}

@@ -17,6 +17,7 @@ from trainables.datasets.base import SPLIT_PERCENTAGES, ImageDataset
 from trainables.datasets.files import read_rows
 
 PAIR_COLUMNS = ["split", "moving", "fixed"]
+MAX_PAIRS = 1_000_000
 
 Pairs = NDArray[np.int64]
 
@@ -30,6 +31,8 @@ def draw_pairs(
 ) -> dict[str, Pairs]:
     """Pairs (n, 2) of images of each split: all for training, else at most `num_pairs` drawn.
 
+    Of more than a million pairs for training, a million are drawn.
+
     Args:
         indices: images of each split.
         num_pairs: on every split but `train`; all where there are no more.
@@ -41,22 +44,23 @@ def draw_pairs(
     """
     pairs = {}
     for number, (name, own) in enumerate(sorted(indices.items())):
-        every = np.array(
-            [
-                (a, b)
-                for a in own
-                for b in own
-                if a != b and (domains is None or domains[a] != domains[b])
-            ],
-            dtype=np.int64,
-        )
+        rng = np.random.default_rng((seed, number))
+        count = len(own) * (len(own) - 1)
+        codes = np.arange(min(count, MAX_PAIRS))
+        if count > MAX_PAIRS:
+            codes = np.sort(rng.choice(count, MAX_PAIRS, replace=False, shuffle=False))
+        first, second = np.divmod(codes, max(1, len(own) - 1))
+        second += second >= first  # never the same image twice
+        every = np.stack([own[first], own[second]], axis=1)
+        if domains is not None:
+            every = every[domains[every[:, 0]] != domains[every[:, 1]]]
         if not len(every):
             of = "" if domains is None else " of two domains"
             raise InputError(
-                f"dataset: split {name!r} has {len(own)} images and no pair{of}; give more images"
+                f"dataset: split {name!r} has {len(own)} image{'s' * (len(own) != 1)} and no "
+                f"pair{of}; give more images"
             )
         if name != "train" and len(every) > num_pairs:
-            rng = np.random.default_rng((seed, number))
             every = every[np.sort(rng.choice(len(every), num_pairs, replace=False))]
         pairs[name] = every
     return pairs

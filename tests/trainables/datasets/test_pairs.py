@@ -68,8 +68,24 @@ def test_drawn_pairs_follow_the_seed_alone():
 
 
 def test_an_image_alone_is_no_pair():
-    with pytest.raises(InputError, match="split 'val' has 1 image, a pair needs two"):
+    with pytest.raises(InputError, match="split 'val' has 1 image and no pair; give more images"):
         draw_pairs({"train": np.arange(3), "val": np.array([3])}, num_pairs=5, seed=0)
+
+
+def test_pairs_across_domains_have_two():
+    domains = np.array([0, 1, 0, 0, 1])
+    pairs = draw_pairs({"train": np.arange(5)}, num_pairs=1, seed=0, domains=domains)["train"]
+    assert len(pairs) == 12
+    assert (domains[pairs[:, 0]] != domains[pairs[:, 1]]).all()
+    with pytest.raises(InputError, match="has 2 images and no pair of two domains"):
+        draw_pairs({"val": np.array([0, 2])}, num_pairs=1, seed=0, domains=domains)
+
+
+def test_of_very_many_pairs_a_million_are_drawn():
+    pairs = draw_pairs({"train": np.arange(7, 2007)}, num_pairs=1, seed=0)["train"]
+    assert len(np.unique(pairs, axis=0)) == 1_000_000
+    assert (pairs[:, 0] != pairs[:, 1]).all()
+    assert (pairs.min(), pairs.max()) == (7, 2006)
 
 
 def test_pairs_are_read_by_the_ids_of_their_images(dataset, table):
