@@ -234,7 +234,7 @@ def test_server_killed_in_the_middle(server: Server, proxy: Proxy, folder: Path)
     assert reason is not None
     assert reason.startswith(f"tracking: MLflow at {proxy.uri}: ")
     server.start()
-    assert sum(server.points().values()) == 4  # besides the parent
+    assert server.points().total() < NUM_POINTS
     spec = load_spec(folder / "spec.yaml")
     with tracked(folder, spec, ProgressReport(quiet=True)):
         set_state(folder, status="finished")
@@ -283,7 +283,8 @@ def test_server_that_is_too_late_after_having_accepted(
         assert "timed out" in reasons[-1].lower()
         assert len(reasons) < 50
         reasons.append(send(folder))
-    assert len(reasons) > 6
+    assert len(reasons) > 2
+    assert min(silent.values()) > 4  # so that each kind was met with silence more than once
     proxy.fault = lambda method, path: ""
     assert send(folder) is None
     assert_exactly_once(server)
