@@ -72,7 +72,7 @@ def explored(runs: Path, size: Size, *, uri: str | None) -> dict[str, Any]:
     os.environ["MLFLOW_TRACKING_URI"] = uri or ""
     cpu_before, begin = children_cpu_s(), time.perf_counter()
     sender = None if uri is None else Sender(session.folder)
-    explored = session._validation_units(Path(session.folder) / "study.journal")
+    explored = session._validation_units(runs / "bench-1" / "study.journal")
     for split in ("val", "test"):
         plan = Plan(
             explored if split == "val" else session._test_units(explored),
