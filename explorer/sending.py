@@ -32,7 +32,7 @@ from search_spaces.errors import UserError
 EXPERIMENT = "explorations"
 EVERY_S = 10.0
 
-_REST = 30.0  # of the time that a sending took: it has at most a thirtieth of one core
+_REST = 30.0  # of the processor time that reading took: it has at most a thirtieth of one core
 _RETRY_AFTER_S = (0.5, 2.0)
 _LEAST_LIMIT_S, _LIMIT_SHARE = 60.0, 0.05
 _STOPPED_LIMIT_S = 5.0
@@ -120,9 +120,16 @@ class Sender:
 
 def send(folder: Place) -> str | None:
     """Make MLflow show the exploration in a folder; None, or in one line why it is pending."""
+    return _look_and_send(folder)[0]
+
+
+def _look_and_send(folder: Place) -> tuple[str | None, float]:
+    """What `send` says, and the processor seconds that reading the folder took."""
     from explorer.projecting import files_of, record_of
     from explorer.tracking import Tracker, tracking_uri
 
+    began = time.process_time()
+    reading_s = 0.0
     with tempfile.TemporaryDirectory(prefix="sending_") as scratch_dir:
         scratch = Path(scratch_dir)
         # for as long as it is sent; on the disk of the others, if they are on one
@@ -130,16 +137,17 @@ def send(folder: Place) -> str | None:
         try:
             uri, artifacts_dir = tracking_uri(folder.parent), folder.parent / "mlartifacts"
             record = record_of(folder)
+            reading_s = time.process_time() - began
             if record.table is not None:
                 measurements_store(folder).copy_to(parquet)
                 files = [fetched(file, scratch) for file in files_of(folder)]
                 record = replace(record, files=[*files, parquet])
             Tracker(uri, experiment=EXPERIMENT, artifacts_dir=artifacts_dir).project(record)
         except UserError as error:
-            return str(error)
+            return str(error), reading_s
         finally:
             parquet.unlink(missing_ok=True)
-    return None
+    return None, reading_s
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -151,10 +159,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     threading.Thread(target=_listen, args=(finish,), daemon=True).start()
     sent: object = None
     while not finish.is_set():
-        began, now = time.monotonic(), _stamp(folder)
-        if now != sent and send(folder) is None:
-            sent = now
-        finish.wait(max(float(every_s), _REST * (time.monotonic() - began)))
+        now, reading_s = _stamp(folder), 0.0
+        if now != sent:
+            reason, reading_s = _look_and_send(folder)
+            sent = now if reason is None else sent
+        # Only reading is rested for: what is sent now need not be sent at the end.
+        finish.wait(max(float(every_s), _REST * reading_s))
     reason = None if _stamp(folder) == sent else send(folder)
     for pause_s in _RETRY_AFTER_S:
         if reason is None:

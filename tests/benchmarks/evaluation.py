@@ -35,7 +35,7 @@ def rows(size: int, width: int) -> list[dict[str, Any]]:
     images = generator.uniform(-1, 1, (NUM_IMAGES, 3, size, size)).astype(np.float32)
     masks = generator.integers(0, 3, (NUM_IMAGES, size, size)).astype(np.uint8)
     data, device = Arrays(images, masks), torch.device("cpu")
-    variants = [
+    variants: list[dict[str, Any]] = [
         {"precision": precision, "channels_last": channels_last, "batch_size": batch_size}
         for precision in ("float32", "bf16")
         for channels_last in (False, True)

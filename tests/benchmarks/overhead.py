@@ -109,7 +109,8 @@ def through_explorer(num_settings: int) -> float:
             store.append(measurements_table(rows), part=chunk.name)
             return rows
 
-        explore(plan, SpinningModels(), record, ProgressReport(quiet=True), num_workers=NUM_WORKERS)
+        models: Any = SpinningModels()
+        explore(plan, models, record, ProgressReport(quiet=True), num_workers=NUM_WORKERS)
     return spent
 
 
@@ -144,20 +145,21 @@ def one_per_trial(reuse_actors: bool) -> Callable[[int], float]:
                 tune_config=tune.TuneConfig(reuse_actors=reuse_actors),
                 run_config=tune.RunConfig(storage_path=storage, verbose=0),
             ).fit()
-            return sum(results[k].metrics["evaluation_s"] for k in range(len(results)))
+            ended = [results[k].metrics or {} for k in range(len(results))]
+            return float(sum(metrics["evaluation_s"] for metrics in ended))
 
     return run
 
 
 def through_actors(num_settings: int) -> float:
-    @ray.remote(num_cpus=1)
     class Worker:
         def evaluate(self, phi: float) -> float:
             return spin()
 
-    pool = ray.util.ActorPool([Worker.remote() for _ in range(NUM_WORKERS)])
+    actor: Any = ray.remote(num_cpus=1)(Worker)
+    pool = ray.util.ActorPool([actor.remote() for _ in range(NUM_WORKERS)])
     phis = np.linspace(0, 1, num_settings).tolist()
-    return sum(pool.map_unordered(lambda worker, phi: worker.evaluate.remote(phi), phis))
+    return float(sum(pool.map_unordered(lambda worker, phi: worker.evaluate.remote(phi), phis)))
 
 
 def bare(num_settings: int) -> float:
@@ -209,7 +211,8 @@ def sampler_row(name: str) -> dict[str, Any]:
     sampler = SAMPLERS[name](SamplingTask(rescaling_space(), objectives, NUM_SETTINGS[1]))
     start, count = time.perf_counter(), 0
     while batch := sampler.ask(50):
-        sampler.tell(batch, [{"dice": one["phi"], "macs": one["phi"] ** 2} for one in batch])
+        phis = [float(one["phi"]) for one in batch]
+        sampler.tell(batch, [{"dice": phi, "macs": phi**2} for phi in phis])
         count += len(batch)
     spent = time.perf_counter() - start
     return {"sampler": name, "settings": count, "ms_per_setting": round(1000 * spent / count, 3)}

@@ -133,13 +133,15 @@ def eq3_rows(landscape: Landscape) -> list[dict[str, Any]]:
     of the scan's best Dice. `grid` is the scan itself, from small φ to large.
     """
     dice, macs = -landscape.dense[:, 0], landscape.dense[:, 1]
+    makers: dict[str, Callable[[SamplingTask], Sampler]] = {**SAMPLERS}
+    makers["grid"] = partial(grid_up_to, 501)
     rows = []
     for title, reach in REACHES.items():
         alpha = float(dice.min() + reach * np.ptp(dice))
         kept = dice >= alpha
         limit = float(macs[kept].min() * (1 + MARGIN)) if kept.any() else np.inf
         least = alpha if kept.any() else float(dice.max()) - 1e-3
-        for name, make in {**SAMPLERS, "grid": partial(grid_up_to, 501)}.items():
+        for name, make in makers.items():
             budget, counts = SLOW.get(name, BUDGET[1]), []
             for seed in SEEDS[:1] if name == "grid" else SEEDS:
                 bounds = (Bound("dice", "min", alpha),)
@@ -251,7 +253,7 @@ def stand_in(num_factors: int) -> Landscape:
 
     @cache
     def at(place: tuple[float, ...]) -> dict[str, float]:
-        config = dict(zip(space.names, place, strict=True))
+        config: Config = dict(zip(space.names, place, strict=True))
         sizes = np.maximum(1, np.round(64 * np.cumprod(model.factors(config))))
         lost = shares[:levels] * np.exp(-(sizes - 1) / scales[:levels])
         ripple = 0.002 * np.sqrt(2 / 64) * np.cos(waves @ place + phases).sum()

@@ -1,7 +1,7 @@
-"""What tracking adds to an exploration; at full size: `python tests/benchmarks/tracking.py 10000`.
+"""What tracking adds to an exploration; a shorter one: `python tests/benchmarks/tracking.py 4000`.
 
 The exploration is real (sampler, plan, Ray Tune, record, tables, sending process; validation, then
-the test pass), the evaluation is scripted: it takes 20 ms and puts every 50th setting on the front.
+the test pass), the evaluation is scripted: it takes 20 ms and puts 200 settings on the front.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -30,67 +30,69 @@ from explorer.specs import ExplorationSpec, load_spec
 from explorer.store import set_state, write_json, write_text
 from explorer.training import Trial, TrialRecord, ray_session
 
-NUM_SETTINGS = 1500  # of the 10,000 that the target speaks of: start-up weighs 6.7 times as much
-NUM_WORKERS = 2
 BATCH_SIZE = 25
-SETTINGS_PER_FRONT_POINT = 50
 EVALUATION_S = 0.02
 TARGET_PERCENT = 5.0
 LABELS = ("dice", "dice/nucleus", "dice/cytoplasm")
 
 
-def measure(
-    num_settings: int = NUM_SETTINGS, *, num_workers: int = NUM_WORKERS, is_spinning: bool = False
-) -> dict[str, list[dict[str, Any]]]:
-    """Tracking against none, on SQLite and on a server of this machine; target: 5 % at 10,000."""
-    session = ray_session() if num_workers else nullcontext()
+@dataclass(frozen=True)
+class Size:
+    """How much is explored, and by whom; without workers in this process."""
+
+    num_settings: int = 10_000
+    num_front: int = 200
+    num_workers: int = 2
+    is_spinning: bool = False
+
+
+def measure(size: Size = Size()) -> dict[str, list[dict[str, Any]]]:
+    """Tracking against none, on SQLite and on a server of this machine; target: 5 %."""
+    session = ray_session() if size.num_workers else nullcontext()
     with tempfile.TemporaryDirectory(prefix="bench_") as name, session:
         folder = Path(name)
-        arms = [explored(folder / "off", num_settings, num_workers, is_spinning, uri=None)]
-        arms += [explored(folder / "sqlite", num_settings, num_workers, is_spinning, uri="")]
+        arms = [explored(folder / "off", size, uri=None)]
+        arms += [explored(folder / "sqlite", size, uri="")]
         with mlflow_server(folder) as uri:
-            arms += [explored(folder / "server", num_settings, num_workers, is_spinning, uri=uri)]
-        arms += [explored(folder / "off-again", num_settings, num_workers, is_spinning, uri=None)]
-    base = min(row["explore_s"] for row in arms if row["tracking"].startswith("off"))
+            arms += [explored(folder / "server", size, uri=uri)]
+    base = arms[0]["explore_s"]
     for row in arms:
-        total = row["explore_s"] + row["delivery_s"]
-        row["overhead_percent"] = 100 * (total / base - 1)
+        row["overhead_percent"] = 100 * ((row["explore_s"] + row["delivery_s"]) / base - 1)
         row["target_percent"] = TARGET_PERCENT
     return {"tracking": arms}
 
 
-def explored(
-    runs: Path, num_settings: int, num_workers: int, is_spinning: bool, *, uri: str | None
-) -> dict[str, Any]:
+def explored(runs: Path, size: Size, *, uri: str | None) -> dict[str, Any]:
     """Carry one exploration out; `uri` is None for no tracking, empty for SQLite."""
-    settings = [f"explore.num_points={num_settings}", f"explore.batch_size={BATCH_SIZE}"]
+    settings = [f"explore.num_points={size.num_settings}", f"explore.batch_size={BATCH_SIZE}"]
     spec = load_spec("demo", settings)
     session = new_session(runs / "bench-1", spec)
     sizes = {split: len(ids) for split, ids in session.sample_ids.items()}
-    models: Any = ScriptedModels(spec, num_settings, sizes, is_spinning)
+    models: Any = ScriptedModels(spec, size, sizes)
     os.environ["MLFLOW_TRACKING_URI"] = uri or ""
     cpu_before, begin = children_cpu_s(), time.perf_counter()
     sender = None if uri is None else Sender(session.folder)
-    explored = session._validation_units(Path(session.folder) / "study.journal")
+    explored = session._validation_units(runs / "bench-1" / "study.journal")
     for split in ("val", "test"):
         plan = Plan(
             explored if split == "val" else session._test_units(explored),
             batch_size=BATCH_SIZE,
-            window=max(1, num_workers),
+            window=max(1, size.num_workers),
             recorded=session.recorded,
             recorded_values={},
         )
-        explore(plan, models, session._record, ProgressReport(quiet=True), num_workers=num_workers)
+        quiet = ProgressReport(quiet=True)
+        explore(plan, models, session._record, quiet, num_workers=size.num_workers)
     explored_at = time.perf_counter()
     set_state(session.folder, status="finished")
     pending = sender.finish(None) if sender else None
     assert pending is None, pending
     return {
         "tracking": runs.name,
-        "settings": num_settings,
-        "front": num_settings // SETTINGS_PER_FRONT_POINT,
-        "evaluation": "spins" if is_spinning else "sleeps",
-        "num_workers": num_workers,
+        "settings": size.num_settings,
+        "front": size.num_front,
+        "evaluation": "spins" if size.is_spinning else "sleeps",
+        "num_workers": size.num_workers,
         "num_threads": 1,
         "explore_s": explored_at - begin,
         "delivery_s": time.perf_counter() - explored_at,
@@ -101,24 +103,23 @@ def explored(
 class ScriptedModels:
     """Answers as a model would, after a time that is given."""
 
-    def __init__(
-        self, spec: ExplorationSpec, num_settings: int, sizes: Mapping[str, int], is_spinning: bool
-    ) -> None:
-        self.spec, self.num_settings, self.sizes = spec, num_settings, sizes
-        self.is_spinning = is_spinning
+    def __init__(self, spec: ExplorationSpec, size: Size, num_images: Mapping[str, int]) -> None:
+        self.spec, self.size, self.num_images = spec, size, num_images
 
     def evaluate(self, chunk: Chunk) -> Iterator[Evaluation]:
+        num_settings, num_front = self.size.num_settings, self.size.num_front
         for setting in chunk.settings:
-            if self.is_spinning:
+            if self.size.is_spinning:
                 end = time.process_time() + EVALUATION_S
                 while time.process_time() < end:
                     pass
             else:
                 time.sleep(EVALUATION_S)
             phi = float(setting["phi"]) / self.spec.train.prior["phi"][1]
-            on_front = round(phi * (self.num_settings - 1)) % SETTINGS_PER_FRONT_POINT == 0
+            index = round(phi * (num_settings - 1))
+            on_front = index * num_front % num_settings < num_front
             quality = 0.5 + 0.4 * phi - (0.0 if on_front else 0.45)
-            spread = np.linspace(-0.01, 0.01, self.sizes[chunk.split])
+            spread = np.linspace(-0.01, 0.01, self.num_images[chunk.split])
             values = dict.fromkeys(LABELS, quality + spread)
             costs = {"macs": 1e6 * (1 + phi), "parameters": 1e5, "activation_bytes": 1e6}
             yield Evaluation(
@@ -126,7 +127,7 @@ class ScriptedModels:
                 split=chunk.split,
                 setting=setting,
                 values=values,
-                sample_indices=np.arange(self.sizes[chunk.split]),
+                sample_indices=np.arange(self.num_images[chunk.split]),
                 is_complete=True,
                 costs=costs,
                 evaluation_s=EVALUATION_S,
@@ -199,11 +200,13 @@ def answers(url: str) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("num_settings", type=int, nargs="?", default=NUM_SETTINGS)
-    parser.add_argument("--workers", type=int, default=NUM_WORKERS, help="0: in this process")
+    parser.add_argument("num_settings", type=int, nargs="?", default=Size.num_settings)
+    parser.add_argument("--front", type=int, default=Size.num_front, help="settings on the front")
+    parser.add_argument("--workers", type=int, default=Size.num_workers, help="0: in this process")
     parser.add_argument("--spin", action="store_true", help="evaluations keep a core busy")
     options = parser.parse_args(arguments)
-    tables = measure(options.num_settings, num_workers=options.workers, is_spinning=options.spin)
+    size = Size(options.num_settings, options.front, options.workers, options.spin)
+    tables = measure(size)
     for row in tables["tracking"]:
         print(json.dumps(row))
 

@@ -1,5 +1,4 @@
 import math
-from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +8,6 @@ from explorer.measurements import (
     FIXED_FIELDS,
     SAMPLE_FIELDS,
     Coded,
-    Measurement,
     coded_columns_of,
     families,
     join_tables,
@@ -18,27 +16,16 @@ from explorer.measurements import (
     samples_table,
     setting_id,
 )
+from tests.conftest import measured
 
 
-def make_measurement(phi=0.5, *, trial_id="sshn-0", split="val", **changes):
-    measurement = Measurement(
-        exploration_id="demo-1",
-        trial_id=trial_id,
-        method="sshn",
-        seed=0,
-        split=split,
-        data_digest="d" * 64,
-        code_version="1.0",
-        setting_id=setting_id({"phi": phi}),
-        num_samples=60,
-        evaluation_s=0.25,
-        time=1.7e9,
-        conditioning={"phi": phi},
-        metrics={"dice": 0.9, "dice/nucleus": 0.8},
-        standard_errors={"dice": 0.01},
-        costs={"macs": 1e6},
-    )
-    return replace(measurement, **changes)
+def make_measurement(phi=0.5, *, trial_id="sshn-0", **changes):
+    families = {
+        "metrics": {"dice": 0.9, "dice/nucleus": 0.8},
+        "standard_errors": {"dice": 0.01},
+        "costs": {"macs": 1e6},
+    }
+    return measured(phi, 0.9, trial_id=trial_id, **{**families, "time": 1.7e9, **changes})
 
 
 def make_samples(**changes):

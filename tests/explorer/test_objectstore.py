@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import numpy as np
 import pytest
 
-from explorer.measurements import Measurement, measurements_table, setting_id
+from explorer.measurements import measurements_table
 from explorer.objectstore import ObjectStore
 from explorer.places import fetched, mark_of, place_of, runs_place, written_locally
 from explorer.store import (
@@ -23,6 +23,7 @@ from explorer.store import (
 )
 from explorer.tracking import tracking_uri
 from search_spaces.errors import InputError, RunError
+from tests.conftest import measured
 
 
 @pytest.fixture
@@ -39,22 +40,7 @@ def fresh_clients() -> Iterator[None]:
 
 
 def make_table(phi: float):
-    row = Measurement(
-        exploration_id="tiny-1",
-        trial_id="sshn-s0",
-        method="sshn",
-        seed=0,
-        split="val",
-        data_digest="d",
-        code_version="c",
-        setting_id=setting_id({"phi": phi}),
-        num_samples=4,
-        evaluation_s=0.02,
-        time=1.0,
-        conditioning={"phi": phi},
-        metrics={"dice": phi},
-    )
-    return measurements_table([row])
+    return measurements_table([measured(phi, phi)])
 
 
 def phis(store: TableStore) -> list[float]:

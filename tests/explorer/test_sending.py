@@ -17,13 +17,14 @@ import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from explorer.measurements import Measurement, measurements_table, setting_id
+from explorer.measurements import Measurement, measurements_table
 from explorer.progress import ProgressReport
 from explorer.projecting import record_of
 from explorer.sending import Sender, send, tracked
 from explorer.specs import load_spec
 from explorer.store import measurements_store, read_json, set_state, write_json, write_text
 from search_spaces.errors import RunError
+from tests.conftest import measured
 
 # Seconds each on an idle machine; a process that imports mlflow starves on a busy one.
 PATIENCE_S = 500
@@ -34,25 +35,9 @@ OBJECTIVES = [
 ]
 
 
-def row(
-    phi: float, dice: float, *, method: str = "sshn", seed: int = 0, split: str = "val"
-) -> Measurement:
-    return Measurement(
-        exploration_id="tiny-1",
-        trial_id=f"{method}-s{seed}",
-        method=method,
-        seed=seed,
-        split=split,
-        data_digest="d",
-        code_version="c",
-        setting_id=setting_id({"phi": phi}),
-        num_samples=4,
-        evaluation_s=0.02,
-        time=1000.0 + phi,
-        conditioning={"phi": phi},
-        metrics={"dice": dice},
-        costs={"macs": 1e6 * phi},
-    )
+def row(phi: float, dice: float, **changes: Any) -> Measurement:
+    time, metrics, costs = 1000.0 + phi, {"dice": dice}, {"macs": 1e6 * phi}
+    return measured(phi, dice, time=time, metrics=metrics, costs=costs, **changes)
 
 
 @dataclass

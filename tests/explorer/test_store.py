@@ -17,7 +17,6 @@ from explorer.measurements import (
     KEY,
     SAMPLE_FIELDS,
     SAMPLE_KEY,
-    Measurement,
     join_tables,
     measurements_of,
     measurements_table,
@@ -26,6 +25,7 @@ from explorer.measurements import (
 )
 from explorer.store import TableStore, read_json, write_json, write_lock
 from search_spaces.errors import InputError, RunError
+from tests.conftest import measured
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,21 +33,7 @@ ROOT = Path(__file__).parents[2]
 def make_table(*phis, **metrics):
     return measurements_table(
         [
-            Measurement(
-                exploration_id="demo-1",
-                trial_id="sshn-0",
-                method="sshn",
-                seed=0,
-                split="val",
-                data_digest="d",
-                code_version="1",
-                setting_id=setting_id({"phi": phi}),
-                num_samples=3,
-                evaluation_s=0.1,
-                time=0.0,
-                conditioning={"phi": phi},
-                metrics=metrics or {"dice": 1 - phi},
-            )
+            measured(phi, 1 - phi, **({"metrics": metrics} if metrics else {}), costs={})
             for phi in phis
         ]
     )
@@ -166,7 +152,7 @@ def test_append_refuses_a_name_that_is_no_file_name(store, part):
 def test_keys_are_those_of_all_rows(store):
     store.append(make_table(0.1))
     store.append(make_table(0.2))
-    expected = {("sshn-0", "val", setting_id({"phi": phi})) for phi in (0.1, 0.2)}
+    expected = {("sshn-s0", "val", setting_id({"phi": phi})) for phi in (0.1, 0.2)}
     assert store.keys() == expected
     assert store.key == KEY
 

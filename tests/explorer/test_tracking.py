@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ from explorer.tracking import (
     Tracker,
     TrackingUnavailableError,
     _artifact_uri,
+    _num_threads,
+    _Projection,
     tracking_uri,
 )
 
@@ -242,6 +245,23 @@ def test_child_costs_three_requests_and_a_known_one_none(
     assert CountedClient.calls == {"search_runs": 1}
 
 
+def test_children_go_to_a_server_side_by_side_and_to_a_database_one_by_one(
+    tracker: Tracker, record: ExplorationRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _num_threads("https://host") > _num_threads(tracker.uri) == 1
+    monkeypatch.setattr("explorer.tracking._num_threads", lambda uri: 2)
+    write, together = _Projection._send_point, threading.Barrier(2, timeout=60)
+
+    def send(self: _Projection, point: TrackedPoint) -> None:
+        together.wait()
+        write(self, point)
+
+    monkeypatch.setattr(_Projection, "_send_point", send)
+    tracker.project(replace(record, points=[tracked(phi / 100) for phi in range(20)]))
+    children = runs_of(tracker, record.exploration_id)[1]
+    assert sum(run.data.tags["kind"] == "point" for run in children.values()) == 20
+
+
 def test_artifacts_lie_beside_the_database(
     tracker: Tracker, record: ExplorationRecord, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -339,6 +359,7 @@ def test_unreachable_server_is_said_at_once_and_caught_up_with_later(
     assert len(runs_of(tracker, record.exploration_id)[1]) == 4
 
 
+@pytest.mark.parametrize("num_threads", [1, 4])
 @pytest.mark.parametrize("accepted", [False, True])
 @pytest.mark.parametrize("name", ["create_run", "log_batch", "set_terminated", "log_artifact"])
 def test_projection_broken_off_anywhere_is_completed_without_doubles(
@@ -347,8 +368,10 @@ def test_projection_broken_off_anywhere_is_completed_without_doubles(
     monkeypatch: pytest.MonkeyPatch,
     name: str,
     accepted: bool,
+    num_threads: int,
 ) -> None:
     """Every request of a kind fails once, refused or after it was carried out."""
+    monkeypatch.setattr("explorer.tracking._num_threads", lambda uri: num_threads)
     send, broken = getattr(MlflowClient, name), set()
 
     def break_off(self: MlflowClient, *args: Any, **kwargs: Any) -> Any:

@@ -19,11 +19,12 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
-from explorer.measurements import Measurement, measurements_table, setting_id
+from explorer.measurements import measurements_table
 from explorer.progress import ProgressReport
 from explorer.sending import Sender, send, tracked
 from explorer.specs import load_spec
 from explorer.store import measurements_store, read_json, set_state, write_json, write_text
+from tests.conftest import measured
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 NUM_POINTS = 12
@@ -184,23 +185,8 @@ def folder(tmp_path: Path, tiny_spec: Path) -> Path:
     }
     write_json(folder / "state.json", state)
     rows = [
-        Measurement(
-            exploration_id="tiny-1",
-            trial_id="sshn-s0",
-            method="sshn",
-            seed=0,
-            split="val",
-            data_digest="d",
-            code_version="c",
-            setting_id=setting_id({"phi": index / 100}),
-            num_samples=4,
-            evaluation_s=0.02,
-            time=time.time(),
-            conditioning={"phi": index / 100},
-            metrics={"dice": index / 100},
-            costs={"macs": 1e6 * (1 + index)},
-        )
-        for index in range(NUM_POINTS)
+        measured(phi, phi, time=time.time(), metrics={"dice": phi}, costs={"macs": 1e6 * (1 + phi)})
+        for phi in (index / 100 for index in range(NUM_POINTS))
     ]
     measurements_store(folder).append(measurements_table(rows))
     return folder
@@ -234,7 +220,7 @@ def test_server_killed_in_the_middle(server: Server, proxy: Proxy, folder: Path)
     assert reason is not None
     assert reason.startswith(f"tracking: MLflow at {proxy.uri}: ")
     server.start()
-    assert sum(server.points().values()) == 4  # besides the parent
+    assert server.points().total() < NUM_POINTS
     spec = load_spec(folder / "spec.yaml")
     with tracked(folder, spec, ProgressReport(quiet=True)):
         set_state(folder, status="finished")
@@ -283,7 +269,8 @@ def test_server_that_is_too_late_after_having_accepted(
         assert "timed out" in reasons[-1].lower()
         assert len(reasons) < 50
         reasons.append(send(folder))
-    assert len(reasons) > 6
+    assert len(reasons) > 2
+    assert min(silent.values()) > 4  # so that each kind was met with silence more than once
     proxy.fault = lambda method, path: ""
     assert send(folder) is None
     assert_exactly_once(server)
