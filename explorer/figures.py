@@ -89,7 +89,7 @@ def metric_against_cost(
     seeds attain, {surface: {name: values}}. The band of a method that has it reaches from the worst
     to the best of these fronts, otherwise one standard deviation around the front of the means.
     """
-    x_axis, y_axis = cost_axis(points, cost), metric_axis(metric, split)
+    x_axis, y_axis = cost_axis(points, cost, split), metric_axis(metric, split)
     series = series_of(points, x_axis=x_axis, y_axis=y_axis, main=main)
     figure, axes = _figure()
     # room for the names of the settings beside the cheapest points
@@ -398,7 +398,7 @@ def _mark_iso_accuracy(
         return []
     rival = max(others, key=lambda one: float(one.choice.max()))
     enough = np.flatnonzero(ours.choice >= rival.choice[rival.best])
-    if not enough.size:
+    if not enough.size or not rival.x[rival.best]:
         return []
     row = enough[np.argmin(ours.x[enough])]
     saving = 100 * (1 - ours.x[row] / rival.x[rival.best])

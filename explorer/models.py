@@ -79,7 +79,10 @@ def _segmentation_model(spec: ExplorationSpec) -> SegmentationModel:
 
 def _registration_model(spec: ExplorationSpec) -> RegistrationModel:
     channels, labels, size = _data_shape(spec)
-    unused = spec.model.model_fields_set - {"encoding", "hidden_sizes", "initialisation"}
+    used = {"encoding", "hidden_sizes", "initialisation"}
+    fields = type(spec.model).model_fields
+    # by value: a spec that was written out sets every field
+    unused = {n for n, own in fields.items() if getattr(spec.model, n) != own.get_default()} - used
     if unused:
         raise InputError(
             f"model.{min(unused)}: registration has a network of its own, set by "

@@ -44,14 +44,14 @@ def frontier_html(
     of the static figures; `title` heads the page.
     """
     y_axis = metric_axis(metric, split)
-    x_axes = [cost_axis(points, cost)]
+    x_axes = [cost_axis(points, cost, split)]
     if conditioning is not None:
         x_axes.append(conditioning_axis(conditioning))
     figure = make_subplots(rows=1, cols=len(x_axes), shared_yaxes=True, horizontal_spacing=0.04)
     for column, x_axis in enumerate(x_axes, start=1):
         series = series_of(points, x_axis=x_axis, y_axis=y_axis, main=main)
         for one in series:
-            for trace in _traces(one, against_cost=x_axis.family == "costs", split=split):
+            for trace in _traces(one, against_cost=column == 1, split=split):
                 figure.add_trace(trace, row=1, col=column)
         figure.update_xaxes(title_text=x_axis.label, row=1, col=column)
     low, high = limits_of(series)

@@ -96,7 +96,7 @@ def show_comparison(comparison: Mapping[str, Any]) -> None:
             f"{row['total_ratio']:.2f}",
             _number(best["metrics"][quality]),
             _number(best["test_metrics"].get(quality)),
-            _number(best["costs"].get(cost)),
+            _number({**best["costs"], **best["metrics"]}.get(cost)),
             _setting(best["conditioning"]),
         )
     console = _console()

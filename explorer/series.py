@@ -138,8 +138,10 @@ def conditioning_axis(name: str) -> Axis:
     return Axis("conditioning", name, _SYMBOLS.get(name, name))
 
 
-def cost_axis(points: Sequence[Point], cost: str) -> Axis:
-    """A cost, in the SI unit that fits the largest of the points."""
+def cost_axis(points: Sequence[Point], cost: str, split: str) -> Axis:
+    """A cost, in the SI unit that fits the largest of the points, or a metric that is traded."""
+    if not any(cost in point["costs"] for point in points):
+        return metric_axis(cost, split)
     name, unit, _ = cost_words(cost)
     largest = max((value_of(point, "costs", cost) for point in points), default=1.0)
     divisor, prefix = si_prefix(largest)
