@@ -26,7 +26,7 @@ from explorer.points import Point
 from explorer.queries import PointTable
 from explorer.specs import ExplorationSpec
 from explorer.store import read_json
-from explorer.training import read_record, read_weights
+from explorer.training import trained_model
 from search_spaces.errors import InputError, RunError
 from search_spaces.problem import Objective
 from search_spaces.space import Value
@@ -70,13 +70,9 @@ def materialize(
     Raises:
         InputError: the trial's weights are missing or damaged.
     """
-    trial_dir = folder / "trials" / trial_id
-    trial = read_record(trial_dir).trial
-    trainable = build_trainable(spec, trial.method, trial.settled)
+    trainable, module = trained_model(folder / "trials" / trial_id, spec)
     if not isinstance(trainable, ScaleSpaceSegmentation):
-        raise InputError(f"method {trial.method}: its networks cannot be handed over")
-    module = trainable.build(trial.seed)
-    load_tensors(module, read_weights(trial_dir), str(trial_dir))
+        raise InputError(f"method {trainable.method}: its networks cannot be handed over")
     names = trainable.problem.space.conditioning.names
     return trainable.materialize(module, {name: conditioning[name] for name in names})
 
