@@ -99,7 +99,7 @@ def run(
 ) -> None:
     """Train, explore, test, compare and track a spec; print the exploration's id.
 
-    Presets: demo, sshn-wbc, sshn-wbc-levels, sshn-oasis, sshn-pets. Example:
+    Presets: demo, hypermorph-demo, sshn-wbc, sshn-wbc-levels, sshn-oasis, sshn-pets. Example:
 
         explorer run sshn-wbc --set dataset.root=DIR --set train.seeds=[0]
     """
