@@ -27,6 +27,7 @@ from explorer.presentation import (
     show_answer,
     show_comparison,
     show_costs,
+    show_optima,
     show_points,
     show_result,
     show_table,
@@ -98,7 +99,7 @@ def run(
 ) -> None:
     """Train, explore, test, compare and track a spec; print the exploration's id.
 
-    Presets: demo, sshn-wbc, sshn-wbc-levels, sshn-oasis, sshn-pets. Example:
+    Presets: demo, hypermorph-demo, sshn-wbc, sshn-wbc-levels, sshn-oasis, sshn-pets. Example:
 
         explorer run sshn-wbc --set dataset.root=DIR --set train.seeds=[0]
     """
@@ -297,6 +298,77 @@ def query(
     _print(document, as_json, lambda: show_answer(answer))
     if not answer.feasible:
         raise typer.Exit(3)
+
+
+@app.command()
+def optimize(
+    exploration_id: Id,
+    maximize: Maximize = None,
+    minimize: Minimize = None,
+    by: Annotated[
+        str | None,
+        typer.Option("--by", help="An optimum per label, subject, or value of a COLUMN."),
+    ] = None,
+    solver: Annotated[
+        str, typer.Option("--solver", help="gradient; tpe and grid take any metric and method.")
+    ] = "gradient",
+    pairs: Annotated[
+        int, typer.Option("--pairs", min=1, help="Validation samples of each group at most.")
+    ] = 20,
+    starts: Annotated[
+        int, typer.Option("--starts", min=1, help="Settings that the gradient starts from.")
+    ] = 3,
+    num_points: Annotated[
+        int | None,
+        typer.Option(
+            "--num-points",
+            min=1,
+            help="Settings of tpe (50); values per parameter of grid (101, or 21 of several).",
+        ),
+    ] = None,
+    method: Method = None,
+    seeds: Seeds = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Draw the groups' optima into a .png file.")
+    ] = None,
+    runs_dir: RunsDir = None,
+    as_json: Json = False,
+) -> None:
+    """Find the best setting for pairs of validation by gradient through the frozen network.
+
+    The network stays as it is, the setting alone varies, within the explored ranges. The objective
+    is soft Dice (dice, dice/LABEL, dice/trained, dice/held_out); the metric itself at the setting
+    found is told beside it. Examples:
+
+        explorer optimize hypermorph-demo-1 --by label --plot labels.png
+
+        explorer optimize hypermorph-demo-1 --minimize folded_share --solver grid
+    """
+    exploration = open_exploration(exploration_id, runs_dir)
+    if plot is not None and (by is None or plot.suffix != ".png"):
+        raise InputError(f"--plot {plot}: expected groups (--by) and a file name ending in .png")
+    with _stdout_to_stderr():
+        found = exploration.optimize(
+            objective=_objective(maximize, minimize),
+            by=by,
+            solver=solver,
+            num_pairs=pairs,
+            starts=starts,
+            num_points=num_points,
+            method=method,
+            seeds=seeds,
+            progress=ProgressReport(),
+        )
+        if plot is not None:
+            found.plot(plot)
+    document = {**found.to_json(), "status": _status(exploration)}
+
+    def text() -> None:
+        show_optima(document)
+        if plot is not None:
+            typer.echo(f"drawn: {plot}")
+
+    _print(document, as_json, text)
 
 
 @app.command()

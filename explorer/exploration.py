@@ -46,6 +46,7 @@ from search_spaces.problem import Objective
 
 if TYPE_CHECKING:
     from explorer.exporting import Export
+    from explorer.optimizing import Optimisation
     from trainables.datasets.base import ImageDataset
 
 MAX_POINT_TABLES = 8  # of a method, split and seeds; the newest are kept for further questions
@@ -237,6 +238,73 @@ class Exploration:
             session = Session(self.folder, self.spec, self.objectives, dataset, shown)
             session.refine(bounds, objective, method, num_points)
         return self.query(bounds, objective=objective, method=method)
+
+    def optimize(
+        self,
+        *,
+        objective: Objective | None = None,
+        by: str | None = None,
+        solver: str = "gradient",
+        num_pairs: int = 20,
+        starts: int = 3,
+        num_points: int | None = None,
+        method: str | None = None,
+        seeds: Collection[int] | None = None,
+        progress: ProgressReport | None = None,
+    ) -> Optimisation:
+        """The best setting for validation samples, through the frozen models (Eq. 4).
+
+        Nothing is stored. Evaluated in this process, in float32.
+
+        Args:
+            objective: a metric; the exploration's first objective by default.
+            by: `label`, `subject` (pairs within and across) or a column of the data set's
+                participants: an optimum for each such group, beside that of all.
+            solver: `gradient`; `tpe` and `grid` ask for any metric of any amortised method.
+            num_pairs: samples, pairs or images, of each group at most.
+            starts: settings that the gradient starts from.
+            num_points: settings of tpe (50), values per parameter of a grid (101, or 21 of several
+                parameters).
+            method: whose models; the exploration's own by default.
+            seeds: average these trainings only; all by default.
+            progress: where to show progress; nowhere by default.
+
+        Raises:
+            InputError: an unknown name, a metric or method without a gradient, or changed data.
+        """
+        method, objective = method or self.spec.method, objective or self.objectives[0]
+        shown = progress or ProgressReport(quiet=True)
+        trial_ids = self.points(method=method, seeds=seeds).point(0).trial_ids
+        shown.say(f"optimizing {self.id}")
+        from explorer.models import build_trainable, method_of
+        from explorer.optimizing import Optimisation, Optimizer, frozen_models, optimize_all
+        from explorer.session import candidates_of, explored_space
+
+        if not method_of(self.spec, method).is_amortised:
+            raise InputError(f"{method} is trained for each setting: there is nothing to optimize")
+        optimizer = Optimizer(
+            frozen_models(self.folder, self.spec, trial_ids),
+            explored_space(self.spec, build_trainable(self.spec, method)),
+            objective,
+            solver=solver,
+            starts=starts,
+            num_points=num_points,
+            channels_last=self.spec.train.channels_last,
+        )
+        candidates = candidates_of(self.spec, _unchanged_data(self, shown))
+        with shown:
+            results = optimize_all(
+                optimizer, candidates, by=by, num_samples=num_pairs, progress=shown
+            )
+        return Optimisation(
+            exploration_id=self.id,
+            method=method,
+            metric=objective.name,
+            solver=solver,
+            num_seeds=len(trial_ids),
+            ranges=optimizer.ranges,
+            results=results,
+        )
 
     def frontier(self, *, method: str | None = None) -> list[Point]:
         """The nondominated points of a method on validation, by ascending last objective."""

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from explorer.extensions import Extensions, find
 from explorer.measurements import Columns
@@ -26,16 +26,22 @@ from explorer.points import Point
 from explorer.queries import PointTable
 from explorer.specs import ExplorationSpec
 from explorer.store import read_json
-from explorer.training import read_record, read_weights
-from search_spaces.errors import InputError, RunError
+from explorer.training import trained_model
+from search_spaces.errors import InputError, RunError, unknown_name
 from search_spaces.problem import Objective
 from search_spaces.space import Value
+from trainables.base import Trainable
+from trainables.hypermorph import Registration, RegistrationNetwork
 from trainables.networks.architectures import NETWORKS
+from trainables.networks.voxelmorph import RegistrationUNet
 from trainables.scale_space import MaterializedNetwork, ScaleSpaceSegmentation
 from trainables.train_loop import load_tensors, read_tensors
 
 FORMAT_VERSION = 1
 WEIGHTS_FILE, NETWORK_FILE = "weights.safetensors", "network.json"
+REGISTRATION_NETWORK = "voxelmorph"
+
+Network: TypeAlias = MaterializedNetwork | RegistrationNetwork
 
 
 @dataclass(frozen=True)
@@ -64,21 +70,18 @@ class Export:
 
 def materialize(
     folder: Place, spec: ExplorationSpec, trial_id: str, conditioning: Mapping[str, Value]
-) -> MaterializedNetwork:
+) -> Network:
     """The primary network of a trial at a conditioning.
 
     Raises:
         InputError: the trial's weights are missing or damaged.
     """
-    trial_dir = folder / "trials" / trial_id
-    trial = read_record(trial_dir).trial
-    trainable = build_trainable(spec, trial.method, trial.settled)
-    if not isinstance(trainable, ScaleSpaceSegmentation):
-        raise InputError(f"method {trial.method}: its networks cannot be handed over")
-    module = trainable.build(trial.seed)
-    load_tensors(module, read_weights(trial_dir), str(trial_dir))
+    trainable, module = trained_model(folder / "trials" / trial_id, spec)
     names = trainable.problem.space.conditioning.names
-    return trainable.materialize(module, {name: conditioning[name] for name in names})
+    network = trainable.materialize(module, {name: conditioning[name] for name in names})
+    if not isinstance(network, MaterializedNetwork | RegistrationNetwork):
+        raise InputError(f"method {trainable.method}: its networks cannot be handed over")
+    return network
 
 
 def export(
@@ -107,26 +110,15 @@ def export(
     seed = int(columns["seed"][columns["trial_id"] == trial_id][0])
     own = _point_of(columns, point, seed)
     network = materialize(folder, spec, trial_id, point.conditioning)
-    primary: Any = network.primary
-    weights = {name: tensor.contiguous() for name, tensor in network.settled.items()}
+    weights = {name: tensor.detach().contiguous() for name, tensor in network.settled.items()}
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"--output {output}: expected a new or empty folder")
-    trainable = build_trainable(spec)
-    assert isinstance(trainable, ScaleSpaceSegmentation)
     try:
         output.mkdir(parents=True, exist_ok=True)
         save_file(weights, output / WEIGHTS_FILE)
         description = {
             "format_version": FORMAT_VERSION,
-            "architecture": spec.model.network,
-            "arguments": primary.arguments,
-            "factors": list(network.factors),
-            "input": {
-                "channels": primary.in_channels,
-                "size": list(trainable.model.size),
-                "intensities": "float32 in [-1, 1]: 8-bit values / 127.5 - 1",
-            },
-            "output": {"labels": ["background", *trainable.model.labels]},
+            **_architecture(spec, build_trainable(spec), network),
             "exploration_id": folder.name,
             "trial_id": trial_id,
             "method": point.method,
@@ -145,10 +137,38 @@ def export(
     return Export(output, trial_id, point)
 
 
-def load_network(
-    folder: str | Path, *, extensions: Extensions | None = None
-) -> MaterializedNetwork:
+def _architecture(spec: ExplorationSpec, trainable: Trainable, network: Network) -> dict[str, Any]:
+    """What the network is built from again, takes and gives."""
+    assert isinstance(trainable, ScaleSpaceSegmentation | Registration)
+    primary: Any = network.primary
+    takes = {
+        "channels": primary.in_channels,
+        "size": list(trainable.model.size),
+        "intensities": "float32 in [-1, 1]: 8-bit values / 127.5 - 1",
+    }
+    if isinstance(network, MaterializedNetwork):
+        return {
+            "architecture": spec.model.network,
+            "arguments": primary.arguments,
+            "factors": list(network.factors),
+            "input": takes,
+            "output": {"labels": ["background", *trainable.model.labels]},
+        }
+    return {
+        "task": "registration",
+        "architecture": REGISTRATION_NETWORK,
+        "arguments": primary.arguments,
+        "damping": float(network.damping),
+        "num_integration_steps": network.num_integration_steps,
+        "input": {**takes, "order": "moving then fixed"},
+        "output": {"displacement": "voxels along each axis, at which the moving image is read"},
+    }
+
+
+def load_network(folder: str | Path, *, extensions: Extensions | None = None) -> Network:
     """Rebuild an exported network: maps images (B, C, *spatial) in [-1, 1] to logits.
+
+    Of a registration: maps pairs (B, 2 C, *spatial), moving then fixed, to displacements in voxels.
 
     Args:
         folder: of the export.
@@ -165,10 +185,11 @@ def load_network(
                 f"{folder / NETWORK_FILE}: expected format_version {FORMAT_VERSION}, got "
                 f"{description['format_version']}; export the network again"
             )
-        architecture = description["architecture"]
-        build = find("networks", architecture, NETWORKS, extensions or Extensions())
+        task = description.get("task", "segmentation")
+        if task not in LOADERS:
+            raise unknown_name("task", task, LOADERS)
+        build, network_of = LOADERS[task](description, extensions or Extensions())
         primary = build(**description["arguments"])
-        factors = tuple(float(factor) for factor in description["factors"])
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{folder / NETWORK_FILE}: not a description of a network ({error}); export it again"
@@ -178,7 +199,39 @@ def load_network(
     weights: dict[str, Tensor] = dict(primary.named_parameters())
     with torch.device("meta"):
         skeleton = build(**description["arguments"])
-    return MaterializedNetwork(skeleton, weights, factors)
+    return network_of(skeleton, weights)
+
+
+Loader: TypeAlias = tuple[
+    Callable[..., nn.Module], Callable[[nn.Module, dict[str, Tensor]], Network]
+]
+
+
+def _segmentation(description: Mapping[str, Any], extensions: Extensions) -> Loader:
+    """What builds the architecture, and what makes the network of it and its weights."""
+    factors = tuple(float(factor) for factor in description["factors"])
+    return (
+        find("networks", description["architecture"], NETWORKS, extensions),
+        lambda primary, weights: MaterializedNetwork(primary, weights, factors),
+    )
+
+
+def _registration(description: Mapping[str, Any], extensions: Extensions) -> Loader:
+    if description["architecture"] != REGISTRATION_NETWORK:
+        raise unknown_name("network", description["architecture"], [REGISTRATION_NETWORK])
+    damping, num_steps = float(description["damping"]), int(description["num_integration_steps"])
+    return RegistrationUNet, lambda primary, weights: RegistrationNetwork(
+        primary,
+        {name: tensor.detach() for name, tensor in weights.items()},
+        damping=damping,
+        num_integration_steps=num_steps,
+    )
+
+
+LOADERS: dict[str, Callable[[Mapping[str, Any], Extensions], Loader]] = {
+    "segmentation": _segmentation,
+    "registration": _registration,
+}
 
 
 def _point_of(columns: Columns, point: Point, seed: int) -> Point:

@@ -20,6 +20,7 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from explorer.series import (
+    PALETTE,
     Array,
     Axis,
     Point,
@@ -292,6 +293,54 @@ def learning_curves(
     return figure
 
 
+def optima(
+    results: Sequence[Mapping[str, Any]], ranges: Mapping[str, tuple[float, float]]
+) -> Figure:
+    """The best setting of every group as a dot, sorted, and that of all samples as a line.
+
+    Source: Hoopes et al., "HyperMorph", arXiv:2101.01035, figure 7.
+
+    Args:
+        results: what `explorer optimize` finds: all samples first, then the groups. Groups without
+            a setting are left out.
+        ranges: of the numeric conditionings that were searched, each drawn on an axis of its own;
+            groups are sorted by the first.
+
+    Raises:
+        ValueError: no group has a setting.
+    """
+    everything, *groups = results
+    names = list(ranges)
+    rows = [one for one in groups if one["conditioning"]]
+    if not rows:
+        raise ValueError("expected a group with a setting, got none")
+    rows.sort(key=lambda one: one["conditioning"][names[0]])
+    figure = Figure(figsize=(1.5 + 4.5 * len(names), 1.4 + 0.28 * len(rows)), layout="constrained")
+    for axes, name in zip(
+        np.ravel(figure.subplots(1, len(names), sharey=True)), names, strict=True
+    ):
+        _decorate(axes)
+        axes.grid(visible=False, axis="x")
+        low, high = ranges[name]
+        axes.set_xlim(low - 0.03 * (high - low), high + 0.03 * (high - low))
+        axes.set_ylim(-0.7, len(rows) - 0.3)
+        if everything["conditioning"]:
+            best = everything["conditioning"][name]
+            axes.axvline(best, color=_GREY, linestyle="--", linewidth=1.2)
+        places = [one["conditioning"][name] for one in rows]
+        axes.plot(places, range(len(rows)), "o", color=PALETTE[0], markersize=6)
+        axes.set_xlabel(f"Best {conditioning_axis(name).label} on val")
+    figure.axes[0].set_yticks(range(len(rows)), [one["group"] for one in rows])
+    counts = sorted({one["num_pairs"] for one in rows})
+    spread = "-".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
+    dots = Line2D([], [], color=PALETTE[0], linestyle="", marker="o")
+    dots.set_label(f"by {rows[0]['by']} ({spread} samples each)")
+    line = Line2D([], [], color=_GREY, linestyle="--", linewidth=1.2)
+    line.set_label(f"all together ({everything['num_pairs']} samples)")
+    _draw_legend(figure, [dots, line])
+    return figure
+
+
 def save_png(figure: Figure, path: Path) -> None:
     """Write a figure at 150 dots per inch."""
     figure.savefig(path, dpi=150, format="png")
@@ -504,11 +553,9 @@ def _mark_iso_accuracy(
         return []
     rival = max(others, key=lambda one: float(one.choice.max()))
     enough = np.flatnonzero(ours.choice >= rival.choice[rival.best])
-    if not enough.size:
+    if not enough.size or not rival.x[rival.best]:
         return []
     row = enough[np.argmin(ours.x[enough])]
-    if not rival.x[rival.best]:
-        return []
     saving = 100 * (1 - ours.x[row] / rival.x[rival.best])
     axes.plot(
         ours.x[row], ours.y[row], "D", color=ours.color, markeredgecolor="white", ms=7, zorder=7

@@ -157,6 +157,30 @@ def show_answer(answer: Answer) -> None:
     console.print(f"best within {bounds}: {_point(answer.point)}")
 
 
+def show_optima(document: Mapping[str, Any]) -> None:
+    """The best settings of all samples and of groups, as `explorer optimize --json` has them."""
+    metric, results = document["metric"], document["results"]
+    is_soft = document["solver"] == "gradient"
+    seeds = f"{document['num_seeds']} seed{'' if document['num_seeds'] == 1 else 's'}"
+    table = Table(title=f"Best {metric} of {document['method']} on validation, {seeds}")
+    objective = "soft dice" if is_soft else "objective"
+    for header in ("group", "setting", metric, objective, "pairs", "people", "evaluations", "s"):
+        table.add_column(header, justify="left" if header in ("group", "setting") else "right")
+    for one in results:
+        setting = one["conditioning"]
+        cells = [f"{one[name]:.4f}" if setting else "-" for name in ("value", "objective")]
+        table.add_row(
+            one["group"],
+            _setting(setting) if setting else "no samples",
+            *cells,
+            str(one["num_pairs"]),
+            str(one["num_people"]),
+            str(one["num_evaluations"]),
+            f"{one['elapsed_s']:.2f}",
+        )
+    _console().print(table)
+
+
 def show_costs(document: Mapping[str, Any]) -> None:
     """What a setting costs."""
     console = _console()

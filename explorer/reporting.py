@@ -16,6 +16,7 @@ from explorer.figures import (
     metric_against_conditioning,
     metric_against_cost,
     metric_map,
+    optima,
     save_png,
     training_cost_bars,
 )
@@ -65,6 +66,23 @@ def plot_frontier(
         save_figure(_fronts(points, statistics, objectives, main=main, split=split), path)
     else:
         raise InputError(f"--plot {path}: expected a file name ending in .html or .png")
+
+
+def plot_optima(
+    path: Place, results: Sequence[Mapping[str, Any]], ranges: Mapping[str, tuple[float, float]]
+) -> None:
+    """Draw the best settings of groups, as `explorer optimize` finds them, into a .png file.
+
+    Raises:
+        InputError: another kind of file, or there is nothing to draw.
+        RunError: the file cannot be written.
+    """
+    if path.suffix != ".png":
+        raise InputError(f"--plot {path}: expected a file name ending in .png")
+    if not ranges or not any(one["by"] and one["conditioning"] for one in results):
+        raise InputError(f"--plot {path}: no group has a setting in numbers to draw")
+    with _writing(path) as local:
+        save_png(optima(results, ranges), local)
 
 
 @contextmanager

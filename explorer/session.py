@@ -32,6 +32,7 @@ from explorer.exploring import (
 )
 from explorer.extensions import find
 from explorer.figures import registration_panels
+from explorer.grouping import Candidates
 from explorer.measurements import (
     Columns,
     Measurement,
@@ -114,10 +115,14 @@ def load_data(spec: ExplorationSpec) -> ImageDataset:
 
 @dataclass(frozen=True)
 class Samples:
-    """The samples of one split, images or pairs, and their ids."""
+    """The samples of one split, images or pairs, and their ids.
+
+    `indices` are those of its images in the data set.
+    """
 
     arrays: Arrays
     ids: list[str]
+    indices: NDArray[np.int64]
 
 
 def samples_of(spec: ExplorationSpec, dataset: ImageDataset) -> dict[str, Samples]:
@@ -137,8 +142,21 @@ def samples_of(spec: ExplorationSpec, dataset: ImageDataset) -> dict[str, Sample
             arrays = Arrays(images, masks, np.searchsorted(own, pairs[name]))
         else:
             ids, arrays = [dataset.ids[index] for index in own], Arrays(images, masks)
-        samples[name] = Samples(arrays, ids)
+        samples[name] = Samples(arrays, ids, own)
     return samples
+
+
+def candidates_of(spec: ExplorationSpec, dataset: ImageDataset) -> Candidates:
+    """The samples of validation as `explorer optimize` groups them."""
+    samples = samples_of(spec, dataset)["val"]
+    attributes: dict[str, Any] = getattr(dataset, "attributes", {})
+    return Candidates(
+        samples.arrays,
+        people=[dataset.groups[index] for index in samples.indices],
+        labels=dataset.labels,
+        attributes={name: np.asarray(own)[samples.indices] for name, own in attributes.items()},
+        is_closed=spec.registration.pairs is not None,
+    )
 
 
 def _chosen(

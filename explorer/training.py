@@ -36,7 +36,7 @@ from explorer.store import filesystem_of, read_json, write_bytes, write_json
 from search_spaces.errors import InputError, RunError, UserError
 from search_spaces.space import Config
 from trainables.base import Arrays, Trainable, TrainConfig
-from trainables.train_loop import PlainContext, TrainResult, kept_checkpoint, train
+from trainables.train_loop import PlainContext, TrainResult, kept_checkpoint, load_tensors, train
 
 CHECKPOINT_FILE = "checkpoint.zip"  # of a trial in an object store
 ENVIRONMENT = {
@@ -559,6 +559,19 @@ def keep_record(trial: Trial, result: TrainResult, folder: Place) -> None:
     for name in ("last.safetensors", "optimizer.safetensors"):
         (target / name).unlink(missing_ok=True)
     (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
+
+
+def trained_model(folder: Place, spec: ExplorationSpec) -> tuple[Trainable, nn.Module]:
+    """The trainable and the module of a finished trial, as it was chosen.
+
+    Raises:
+        InputError: its record or weights are missing or damaged.
+    """
+    trial = read_record(folder).trial
+    trainable = build_trainable(spec, trial.method, trial.settled)
+    module = trainable.build(trial.seed)
+    load_tensors(module, read_weights(folder), str(folder))
+    return trainable, module.eval()
 
 
 @contextmanager

@@ -331,6 +331,13 @@ class Registration:
         moving, fixed = self._one_hot(masks, labels, displacement.dtype)
         return soft_dice(warp(moving, displacement), fixed).nanmean(1)
 
+    def overlapping(self, metric: str) -> list[int]:
+        """Indices of the labels that a metric of overlap is a mean over; of others none."""
+        everything = list(range(len(self.model.labels)))
+        groups = {"dice": everything, "dice/trained": self.trained, "dice/held_out": self.held_out}
+        groups |= {f"dice/{label}": [k] for k, label in enumerate(self.model.labels)}
+        return groups.get(metric, [])
+
     def costs(self, conditioning: Config) -> dict[str, float]:
         self.setting(conditioning)
         return costs(self.skeleton.operations(self.model.size), num_parameters=self.num_parameters)

@@ -163,3 +163,77 @@ def test_comparison_for_people_names_gains_and_dominance(runs_dir: Path) -> None
     said = " ".join(done.stdout.split())
     assert "sshn at phi = 0.5 has at most the macs of the best fixed and +7.00 points" in said
     assert "the front of sshn dominates 100 % of that of fixed" in said
+
+
+@pytest.fixture
+def optimize(registered: Any) -> Any:
+    def command(*arguments: str) -> Any:
+        runs_dir = str(registered.folder.parent)
+        done = CliRunner().invoke(
+            app, ["optimize", "asked-1", "--pairs", "5", *arguments, "--runs-dir", runs_dir]
+        )
+        if isinstance(done.exception, Exception) and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return done
+
+    return command
+
+
+def test_optimum_is_one_json_document(optimize: Any) -> None:
+    document = json.loads(optimize("--maximize", "dice", "--by", "label", "--json").stdout)
+    results = document.pop("results")
+    num_people = document.pop("num_people")
+    assert document == {
+        "exploration_id": "asked-1",
+        "method": "hypermorph",
+        "metric": "dice",
+        "solver": "gradient",
+        "num_pairs": 5,
+        "num_seeds": 1,
+        "ranges": {"lambda": [0.0, 1.0]},
+        "status": "finished",
+    }
+    assert 2 <= num_people <= 5
+    labels = ["structure_1", "structure_2", "structure_3"]
+    assert [(one["by"], one["group"]) for one in results] == [
+        (None, "all"),
+        *(("label", label) for label in labels),
+    ]
+    for one in results:
+        assert set(one) == {
+            "by",
+            "group",
+            "metric",
+            "conditioning",
+            "value",
+            "objective",
+            "num_pairs",
+            "num_people",
+            "num_evaluations",
+            "elapsed_s",
+        }
+        assert 0 <= one["conditioning"]["lambda"] <= 1
+        assert 0 < one["value"] < 1
+
+
+def test_optima_for_people_are_a_table_that_names_groups_without_samples(optimize: Any) -> None:
+    done = optimize("--by", "subject")
+    assert "Best dice of hypermorph on validation, 1 seed" in done.stdout
+    rows = [line for line in done.stdout.splitlines() if line.startswith("│")]
+    assert [row.split("│")[1].strip() for row in rows] == ["all", "within", "across"]
+    assert rows[1].split("│")[2].strip() == "no samples"
+    assert rows[0].split("│")[2].strip().startswith("lambda = ")
+
+
+def test_optima_are_drawn(optimize: Any, tmp_path: Path) -> None:
+    path = tmp_path / "labels.png"
+    assert f"drawn: {path}" in optimize("--by", "label", "--plot", str(path)).stdout
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--plot", "labels.png"), ("--by", "label", "--plot", "labels.html")]
+)
+def test_drawing_of_optima_needs_groups_and_a_png(optimize: Any, arguments: Any) -> None:
+    with pytest.raises(InputError, match=r"--plot labels.*: expected groups \(--by\) and a file"):
+        optimize(*arguments)

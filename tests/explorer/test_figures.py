@@ -1,6 +1,7 @@
 """Figures: what they draw and say, checked on points with known fronts."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -229,3 +230,39 @@ def test_panels_of_a_pair_draw_where_each_voxel_is_read() -> None:
     assert [axes.get_ylabel() for axes in figure.axes[::5]] == ["λ 0", "λ 1"]
     straight, moved = (axes.lines[0].get_ydata() for axes in figure.axes[4::5])
     np.testing.assert_array_equal(moved, straight + 2)
+
+
+def optimum(group: str, setting: dict[str, float] | None, by: str | None = "label") -> Any:
+    return {"by": by, "group": group, "conditioning": setting, "num_pairs": 20 if setting else 0}
+
+
+def test_optima_are_sorted_dots_with_a_line_for_all() -> None:
+    results = [
+        optimum("all", {"lambda": 0.4, "gamma": 0.1}, None),
+        optimum("cortex", {"lambda": 0.6, "gamma": 0.2}),
+        optimum("csf", None),
+        optimum("pallidum", {"lambda": 0.3, "gamma": 0.7}),
+    ]
+    figure = figures.optima(results, {"lambda": (0.0, 1.0), "gamma": (0.0, 0.8)})
+    left, right = figure.axes
+    assert [text.get_text() for text in left.get_yticklabels()] == ["pallidum", "cortex"]
+    for axes, places, best in ((left, [0.3, 0.6], 0.4), (right, [0.7, 0.2], 0.1)):
+        line, dots = axes.lines
+        np.testing.assert_array_equal(dots.get_xdata(), places)
+        assert set(line.get_xdata()) == {best}
+    assert (left.get_xlabel(), right.get_xlabel()) == ("Best λ on val", "Best γ on val")
+    assert right.get_xlim() == pytest.approx((-0.024, 0.824))
+    assert legend_of(figure) == ["by label (20 samples each)", "all together (20 samples)"]
+
+
+def test_figure_of_optima_needs_a_group_with_a_setting() -> None:
+    with pytest.raises(ValueError, match="expected a group with a setting, got none"):
+        figures.optima([optimum("all", {"lambda": 0.4}, None)], {"lambda": (0.0, 1.0)})
+
+
+def test_front_against_a_metric_is_drawn_without_a_saving(points) -> None:
+    for point in points:
+        point["metrics"]["folded_share"] = 0.0 if point["method"] == "fixed" else 0.01
+    figure = figures.metric_against_cost(points, cost="folded_share", split="val", main="sshn")
+    assert figure.axes[0].get_xlabel() == "Folded share on val"
+    assert not any("fewer" in text or "more" in text for text in legend_of(figure))

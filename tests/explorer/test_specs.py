@@ -482,3 +482,11 @@ def test_objectives_of_the_spec_replace_the_problems():
     spec = load_spec("demo", ["explore.objectives={dice/structure_1: maximize, flops: minimize}"])
     names = [(objective.name, objective.direction) for objective in check_spec(spec)]
     assert names == [("dice/structure_1", "maximize"), ("flops", "minimize")]
+
+
+def test_registration_that_was_written_out_is_built_again():
+    spec = load_spec("hypermorph-demo")
+    again = spec_of(yaml.safe_load(spec.to_yaml()), "again")
+    assert repr(build_trainable(again)) == repr(build_trainable(spec))
+    with pytest.raises(InputError, match=r"model\.width: registration has a network of its own"):
+        build_trainable(load_spec("hypermorph-demo", ["model.width=8"]))

@@ -191,3 +191,16 @@ def test_a_setting_of_voxelmorph_is_a_training_parameter():
     assert not len(trainable.problem.space.conditioning)
     assert trainable.setting({}) == {"lambda": 0.7}
     assert trainable.costs({}) == registration().costs({"lambda": 0.1})
+
+
+def test_metrics_of_overlap_name_their_labels():
+    trainable = registration(trained_labels=LABELS[1:])
+    found = {name: trainable.overlapping(name) for name in trainable.metrics}
+    others = ("folded_share", "folded_voxels", "velocity_gradient", "displacement")
+    assert found == {
+        "dice": [0, 1, 2],
+        "dice/trained": [1, 2],
+        "dice/held_out": [0],
+        **{f"dice/{label}": [k] for k, label in enumerate(LABELS)},
+        **{name: [] for name in others},
+    }
