@@ -41,12 +41,13 @@ from explorer.store import (
     write_lock,
     write_text,
 )
-from search_spaces.errors import InputError, UserError
+from search_spaces.errors import InputError, UserError, unknown_name
 from search_spaces.problem import Objective
 
 if TYPE_CHECKING:
     from explorer.exporting import Export
     from explorer.optimizing import Optimisation
+    from explorer.registering import RegisteredPairs
     from trainables.datasets.base import ImageDataset
 
 MAX_POINT_TABLES = 8  # of a method, split and seeds; the newest are kept for further questions
@@ -305,6 +306,36 @@ class Exploration:
             ranges=optimizer.ranges,
             results=results,
         )
+
+    def registered_pairs(
+        self, *, split: str = "val", method: str | None = None, seed: int | None = None
+    ) -> RegisteredPairs:
+        """The pairs of a split, to be registered at any setting of a frozen model.
+
+        Args:
+            split: whose pairs.
+            method: an amortised one; the exploration's own by default.
+            seed: of the training; the first by default.
+
+        Raises:
+            InputError: an unknown name, a method that registers nothing, or changed data.
+        """
+        method = method or self.spec.method
+        seeds = None if seed is None else [seed]
+        trial_id = self.points(method=method, seeds=seeds).point(0).trial_ids[0]
+        from explorer.models import method_of
+        from explorer.registering import RegisteredPairs
+        from explorer.session import samples_of
+        from explorer.training import trained_model
+
+        if method_of(self.spec, method).task != "registration":
+            raise InputError(f"{self.id}: {method} registers no pairs")
+        dataset = _unchanged_data(self, ProgressReport(quiet=True))
+        samples = samples_of(self.spec, dataset)
+        if split not in samples:
+            raise unknown_name("split", split, samples)
+        trainable, module = trained_model(self.folder / "trials" / trial_id, self.spec)
+        return RegisteredPairs(trainable, module, samples[split].arrays, samples[split].ids)
 
     def frontier(self, *, method: str | None = None) -> list[Point]:
         """The nondominated points of a method on validation, by ascending last objective."""

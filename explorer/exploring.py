@@ -38,7 +38,6 @@ from explorer.training import Trial, ray_session, root_cause
 from search_spaces.errors import RunError
 from search_spaces.space import Config
 from trainables.base import Arrays, Precision, Trainable
-from trainables.metrics.registration import warp
 from trainables.train_loop import evaluate_network, load_tensors
 
 Key = tuple[str, str, str]
@@ -334,18 +333,6 @@ class FrozenModels:
             run = self._start(trial_id, split, setting, precision=precision)
             means.append({name: np.nanmean(v) for name, v in run.look(everything).items()})
         return {name: abs(float(means[1][name] - means[0][name])) for name in means[0]}
-
-    def registered(
-        self, trial_id: str, split: str, row: int, setting: Config
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """The moved image (*spatial) of one pair, and its displacement (d, *spatial) in voxels."""
-        trainable, module = self.model(trial_id)
-        asked = {n: setting[n] for n in trainable.problem.space.conditioning.names}
-        images = torch.from_numpy(self.data[split].batch([row])[0])
-        with torch.inference_mode():
-            displacement = trainable.materialize(module, asked)(images)
-            moved = warp(images[:, :1], displacement)
-        return moved[0, 0].numpy(), displacement[0].numpy()
 
     def _start(
         self, trial_id: str, split: str, setting: Config, *, precision: Precision | None = None

@@ -31,7 +31,6 @@ from explorer.exploring import (
     explore,
 )
 from explorer.extensions import find
-from explorer.figures import registration_panels
 from explorer.grouping import Candidates
 from explorer.measurements import (
     Columns,
@@ -50,10 +49,10 @@ from explorer.progress import ProgressReport
 from explorer.queries import Bound, PointTable
 from explorer.racing import Race, Values
 from explorer.refining import settings_around
+from explorer.registering import RegisteredPairs
 from explorer.reporting import draw, save_figure
 from explorer.samplers import SAMPLERS
 from explorer.sampling import Sampler, SamplingTask
-from explorer.series import setting_of
 from explorer.specs import ExplorationSpec
 from explorer.store import measurements_store, read_json, samples_store, set_state
 from explorer.training import (
@@ -64,6 +63,7 @@ from explorer.training import (
     require_resources,
     settled_parts,
     train_all,
+    trained_model,
     trials_of,
 )
 from search_spaces.errors import InputError, unknown_name
@@ -605,36 +605,12 @@ class Session:
         trial_id = min(
             best.trial_ids, key=lambda one: objective.to_loss(self.records[one].best_metric)
         )
-        models = self._frozen_models("val")
-        space = explored_space(self.spec, models.model(trial_id)[0])
-        first = next(iter(space))
+        trainable, module = trained_model(self.folder / "trials" / trial_id, self.spec)
+        pairs = RegisteredPairs(trainable, module, self.splits["val"], self.sample_ids["val"])
+        first = next(iter(explored_space(self.spec, trainable)))
         settings = [{**best.conditioning, first.name: first.from_unit(k / 4)} for k in range(5)]
-        images, _ = self.splits["val"].batch([0])
-        moving, fixed = images[0]
-        rows = []
-        for number, setting in enumerate([*settings, dict(best.conditioning)]):
-            moved, displacement = models.registered(trial_id, "val", 0, setting)
-            name = setting_of({"conditioning": setting}) + ", best" * (number == len(settings))
-            rows.append((name, _slice(moved), _slice(displacement)))
-        figure = registration_panels(
-            _slice(moving),
-            _slice(fixed),
-            rows,
-            title=f"{self.sample_ids['val'][0].replace('>', ' to ')}, by {trial_id}",
-        )
+        figure = pairs.figure(settings, best=dict(best.conditioning))
         save_figure(figure, self.folder / "figures" / "pair-val.png")
-
-
-def _slice(volume: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A picture as it is; of a volume the middle slice across its second axis.
-
-    Of a displacement, whose components come first, those within the slice.
-    """
-    if volume.ndim == 2 or (volume.ndim == 3 and len(volume) == 2):
-        return volume
-    if volume.ndim == 3:
-        return volume[:, volume.shape[1] // 2]
-    return volume[[0, 2], :, volume.shape[2] // 2]
 
 
 def _key(row: Measurement) -> Key:

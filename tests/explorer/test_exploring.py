@@ -310,7 +310,7 @@ def test_shift_of_a_precision_is_told_per_metric():
 
 @pytest.mark.parametrize(
     ("counts", "num_workers", "expected"),
-    [([51], 2, 10), ([1331], 2, 96), ([400], 2, 50), ([51, 51, 51, 11], 2, 21), ([200], 0, 50)],
+    [([51], 2, 10), ([1331], 2, 167), ([400], 2, 50), ([51, 51, 51, 11], 2, 21), ([200], 0, 50)],
 )
 def test_chunks_of_a_list_keep_the_workers_busy(counts, num_workers, expected):
     samplers = [ListSampler([{"phi": 0.0}] * count) for count in counts]

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from explorer import open_exploration
@@ -45,6 +46,7 @@ def test_front_is_drawn_against_folding_and_compared(runs_dir):
     exploration = open_exploration("pairs-1", runs_dir)
     names = {path.name for path in (exploration.folder / "figures").glob("*.png")}
     assert {"dice-against-folded_share-val.png", "dice-against-lambda-test.png"} <= names
+    assert "pair-val.png" in names
     assert (exploration.folder / "frontier.html").stat().st_size > 1e6
     assert set(exploration.compare()["methods"]) == {"hypermorph", "voxelmorph"}
 
@@ -61,3 +63,16 @@ def test_optimum_is_found_and_the_answer_to_a_query_handed_over(explorer, runs_d
     refused = explorer("optimize", "pairs-1", "--method", "voxelmorph", "--runs-dir", runs_dir)
     assert refused.code == 2
     assert refused.error.startswith("voxelmorph is trained for each setting: there is nothing to")
+
+
+def test_a_pair_is_registered_at_any_setting(runs_dir):
+    pairs = open_exploration("pairs-1", runs_dir).registered_pairs(split="test")
+    assert len(pairs) == 12
+    still, moved = (pairs.at({"lambda": value}, row=3) for value in (1.0, 0.3))
+    assert still.name == pairs.names[3]
+    assert still.moving.shape == still.fixed.shape == still.moved.shape == (24, 24)
+    assert still.displacement.shape == (2, 24, 24)
+    assert abs(still.displacement).max() == 0  # the preset's shrinkage
+    np.testing.assert_allclose(still.moved, still.moving, atol=1e-5)
+    assert abs(moved.displacement).max() > 0
+    assert len(pairs.figure([{"lambda": 0.1}], best={"lambda": 0.5}).axes) == 10
