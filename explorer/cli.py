@@ -99,7 +99,9 @@ def run(
 ) -> None:
     """Train, explore, test, compare and track a spec; print the exploration's id.
 
-    Presets: demo, hypermorph-demo, sshn-wbc, sshn-wbc-levels, sshn-oasis, sshn-pets. Example:
+    Presets: demo, sshn-wbc, sshn-wbc-levels, sshn-oasis, sshn-pets, hypermorph-demo,
+    hypermorph-contrasts, hypermorph-oasis2d, hypermorph-oasis2d-lambda-gamma,
+    hypermorph-oasis2d-lambda-ncc, hypermorph-hippocampus, hypermorph-oasis3d. Example:
 
         explorer run sshn-wbc --set dataset.root=DIR --set train.seeds=[0]
     """

@@ -19,6 +19,7 @@ from typing import Any
 import cost
 import evaluation
 import numpy as np
+import optimum
 import overhead
 import query
 import racing
@@ -38,6 +39,7 @@ BENCHMARKS: dict[str, Callable[[], Mapping[str, Sequence[Row]]]] = {
     "evaluation": evaluation.measure,
     "query": query.measure,
     "registration": registration.measure,
+    "optimum": optimum.measure,
     "overhead": overhead.measure,
     "tracking": tracking.measure,
     "sampling": sampling.measure,

@@ -81,3 +81,10 @@ def test_baselines_cost_what_the_conditioned_model_costs(name):
     assert build_trainable(spec, "fixed", {"phi": 0.3}).costs({}) == expected
     for method in ("stochastic", "film"):
         assert build_trainable(spec, method).costs({"phi": 0.3}) == expected
+
+
+def test_the_registration_network_in_3d_has_the_papers_parameters():
+    trainable = build_trainable(load_spec("hypermorph-oasis3d"))
+    costs = [trainable.costs({"lambda": value}) for value in (0.0, 0.4, 1.0)]
+    assert costs[0]["parameters"] == 313_507
+    assert costs[0] == costs[1] == costs[2]
