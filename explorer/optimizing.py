@@ -45,8 +45,10 @@ from trainables.train_loop import evaluate_setting, evaluation_batch_size, memor
 
 Array = NDArray[np.float64]
 
-CLOSEST = 5e-3  # in units of a range: nearer settings are the same for all that matters
+# in units of a range: settings nearer than CLOSEST are the same for all that matters
+FAR, CLOSEST = 0.1, 5e-3
 LEAST_GAIN = 1e-5  # of overlap, a thousandth of a Dice point
+LEAST_PROMISE = 5e-4  # of overlap, by a slope that stayed what it is
 DECIMALS = 4  # of unit coordinates: float32 tells no more
 MAX_STEPS = 20  # of a line or of a descent from one start
 GRADIENT_SHARE = 4  # of an evaluation's batch, since what a gradient needs is kept
@@ -379,7 +381,10 @@ def minimise_line(loss: Callable[[float], tuple[float, float]], *, num_starts: i
     """Where a function is least on [0, 1], in few calls.
 
     Two neighbouring points with their slopes give a cubic; the lowest of all the cubics' minima is
-    looked at next, until none lies lower than what was seen, or all lie beside it.
+    looked at next, until none lies lower than what was seen, or all lie beside it; far from all
+    that was seen, hardly higher is enough. A cubic knows little of a plateau beside a cliff: as
+    long as the lowest point's slope promises more on its way to the next point, their middle is
+    looked at.
 
     Args:
         loss: value and slope at a place; need not be convex.
@@ -394,10 +399,19 @@ def minimise_line(loss: Callable[[float], tuple[float, float]], *, num_starts: i
         turns = cubics.derivative().roots(extrapolate=False)
         turns = turns[np.isfinite(turns)]
         distances = np.abs(turns[:, None] - places).min(axis=1)
-        turns = turns[(distances >= CLOSEST) & (cubics(turns) < values.min() - LEAST_GAIN)]
-        if not len(turns):
-            break
-        place = round(float(turns[np.argmin(cubics(turns))]), DECIMALS)
+        gains = values.min() - cubics(turns)
+        is_unknown = (distances >= FAR) & (gains > -LEAST_PROMISE)
+        turns = turns[is_unknown | ((distances >= CLOSEST) & (gains > LEAST_GAIN))]
+        if len(turns):
+            place = float(turns[np.argmin(cubics(turns))])
+        else:
+            row = int(values.argmin())
+            other = row + 1 if slopes[row] < 0 else row - 1
+            width = abs(places[other] - places[row]) if 0 <= other < len(places) else 0.0
+            if width < 2 * CLOSEST or abs(slopes[row]) * width < LEAST_PROMISE:
+                break
+            place = (places[row] + places[other]) / 2
+        place = round(place, DECIMALS)
         seen[place] = loss(place)
     return min(seen, key=lambda u: seen[u][0])
 

@@ -13,7 +13,7 @@ from explorer.session import load_data, samples_of
 from search_spaces.errors import InputError
 from trainables.metrics.registration import warp
 
-DAMPED = ("registration.damped=true", "registration.num_integration_steps=5")
+DAMPED = ("registration.shrinkage=0.5", "registration.num_integration_steps=5")
 
 
 def exported(exploration: Any, output: Path) -> tuple[Point, torch.Tensor]:
@@ -54,7 +54,7 @@ def test_description_of_a_registration_says_what_it_takes_and_gives(
         "final_widths": [8],
         "num_dims": 2,
     }
-    assert text["damping"] == pytest.approx(0.7)
+    assert text["damping"] == pytest.approx(0.7 / 0.85)
     assert (text["task"], text["num_integration_steps"]) == ("registration", 5)
     assert text["input"]["order"] == "moving then fixed"
     assert text["conditioning"] == {"lambda": 0.3}

@@ -264,5 +264,5 @@ def test_front_against_a_metric_is_drawn_without_a_saving(points) -> None:
     for point in points:
         point["metrics"]["folded_share"] = 0.0 if point["method"] == "fixed" else 0.01
     figure = figures.metric_against_cost(points, cost="folded_share", split="val", main="sshn")
-    assert figure.axes[0].get_xlabel() == "Folded share on val"
+    assert figure.axes[0].get_xlabel() == "Share of folded voxels on val"
     assert not any("fewer" in text or "more" in text for text in legend_of(figure))
