@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from explorer.extensions import find
 from explorer.specs import ExplorationSpec, ModelSpec
 from search_spaces.errors import InputError
+from search_spaces.registration import PARAMETERS
 from search_spaces.rescaling import rescaling_space
 from search_spaces.space import Config
 from trainables.base import Trainable
@@ -100,11 +101,9 @@ def _registration_model(spec: ExplorationSpec) -> RegistrationModel:
         labels=labels,
         size=size,
         conditionings=tuple(spec.train.prior),
-        settled=(
-            ("lambda", section.weight),
-            ("gamma", section.gamma),
-            ("radius", section.radius),
-        ),
+        weight=section.weight,
+        gamma=section.gamma,
+        radius=section.radius,
         similarity=section.similarity,
         noise_scale=section.noise_scale,
         trained_labels=section.trained_labels,
@@ -116,7 +115,18 @@ def _registration_model(spec: ExplorationSpec) -> RegistrationModel:
         encoding=spec.model.encoding,
         hidden_sizes=spec.model.hidden_sizes,
         initialisation=spec.model.initialisation,
+        centre=_centre(spec.train.prior),
     )
+
+
+def _centre(prior: Mapping[str, tuple[float, float]]) -> tuple[float, ...]:
+    """The middle of what training draws, as features; nothing is known of unknown names here."""
+    known = {name: ends for name, ends in prior.items() if name in PARAMETERS}
+    try:
+        features = {n: [PARAMETERS[n].to_features(end)[0] for end in known[n]] for n in known}
+    except InputError as error:
+        raise InputError(f"train.prior: {error}") from None
+    return tuple(sum(ends) / 2 for ends in features.values())
 
 
 MODELS: dict[Task, Callable[[ExplorationSpec], Any]] = {

@@ -216,7 +216,14 @@ def check_spec(spec: ExplorationSpec) -> tuple[Objective, ...]:
 
 
 def _check_trials(spec: ExplorationSpec) -> None:
+    task = method_of(spec, spec.method).task
     for baseline in spec.baselines:
+        own = method_of(spec, baseline.method).task
+        if own != task:
+            raise InputError(
+                f"baselines: {baseline.method} is for {own}, {spec.method} for {task}; an "
+                f"exploration has one task"
+            )
         is_amortised = method_of(spec, baseline.method).is_amortised
         if is_amortised == bool(baseline.grid):
             expected = "is amortised and takes no" if is_amortised else "needs"

@@ -43,7 +43,6 @@ from trainables.metrics.segmentation import dice_per_label, mean_over_labels
 from trainables.networks.voxelmorph import RegistrationUNet
 
 Similarity = Literal["mse", "ncc", "nmi"]
-DEFAULTS: Config = {"lambda": 0.5, "gamma": 0.0, "radius": 4}
 
 
 @dataclass(frozen=True)
@@ -54,8 +53,10 @@ class RegistrationModel:
         channels: C of one image.
         labels: names of the foreground labels.
         size: spatial size of the images.
-        conditionings: any of `lambda`, `gamma` and `radius`; the others keep `settled` values.
-        settled: those values.
+        conditionings: any of `lambda`, `gamma` and `radius`.
+        weight: lambda, where it is none.
+        gamma: where it is none.
+        radius: where it is none.
         similarity: `mse` scaled by the noise, local `ncc`, or `nmi`.
         noise_scale: standard deviation of the noise of `mse`, for intensities in [0, 1].
         trained_labels: those whose overlap is trained with weight gamma; all by default.
@@ -69,13 +70,16 @@ class RegistrationModel:
         encoding: of the conditioning, a name in `ENCODINGS`.
         hidden_sizes: of the hypernetwork.
         initialisation: of the hypernetwork.
+        centre: features in the middle of what training draws; 0.5 each by default.
     """
 
     channels: int
     labels: tuple[str, ...]
     size: Size
     conditionings: tuple[str, ...] = ("lambda",)
-    settled: tuple[tuple[str, float], ...] = ()
+    weight: float = 0.5
+    gamma: float = 0.0
+    radius: int = 4
     similarity: Similarity = "mse"
     noise_scale: float = 0.05
     trained_labels: tuple[str, ...] | None = None
@@ -87,6 +91,12 @@ class RegistrationModel:
     encoding: str = "complement"
     hidden_sizes: tuple[int, ...] = (64, 64, 64, 64)
     initialisation: Initialisation = "residual"
+    centre: tuple[float, ...] | None = None
+
+    @property
+    def constants(self) -> dict[str, float]:
+        """Values of the parameters that are no conditioning."""
+        return {"lambda": self.weight, "gamma": self.gamma, "radius": self.radius}
 
 
 class RegistrationNetwork(nn.Module):
@@ -236,7 +246,7 @@ class Registration:
             return ConditionedNetwork(primary)
         return HyperConditionedNetwork(
             primary,
-            centre=torch.full((len(self.space.names),), 0.5),
+            centre=torch.tensor(self.model.centre or (0.5,) * len(self.space.names)),
             encoding=self.model.encoding,
             hidden_sizes=self.model.hidden_sizes,
             initialisation=self.model.initialisation,
@@ -247,8 +257,8 @@ class Registration:
     def loss(
         self, module: nn.Module, images: Tensor, masks: Tensor, conditioning: Config, stage: str
     ) -> Tensor:
-        setting: dict[str, float] = {**DEFAULTS, **dict(self.model.settled)}  # type: ignore[dict-item]
-        setting |= self.setting(conditioning)  # type: ignore[arg-type]
+        own = {name: float(value) for name, value in self.setting(conditioning).items()}
+        setting = {**self.model.constants, **own}
         smooth, labelled = setting["lambda"], setting["gamma"]
         velocity = _widened(module(self._features(conditioning, images.device), images))
         velocity = velocity * self._damping(smooth)
@@ -295,7 +305,7 @@ class Registration:
     def network_at(self, module: nn.Module, features: Tensor) -> RegistrationNetwork:
         """The network at features (d,) of a conditioning, differentiable with respect to them."""
         assert isinstance(module, ConditionedNetwork)
-        smooth: float | Tensor = DEFAULTS["lambda"]  # type: ignore[assignment]
+        smooth: float | Tensor = self.model.constants["lambda"]
         if "lambda" in self.space.names:
             smooth = features[self.space.names.index("lambda")]
         return RegistrationNetwork(

@@ -63,7 +63,7 @@ def local_ncc_loss(moved: Tensor, fixed: Tensor, *, radius: int) -> Tensor:
     a, b, aa, bb, ab = local_mean(stacked).split(moved.shape[1], dim=1)
     covariance, variances = ab - a * b, (aa - a * a) * (bb - b * b)
     # where one is flat nothing is known: 0, and no gradient grows without bound
-    squared: Tensor = covariance.square() / (variances.clamp_min(0) + 1e-8)
+    squared: Tensor = covariance.square() / (variances.clamp_min(0) + 1e-10)
     return 1 - squared.mean()
 
 
@@ -103,9 +103,9 @@ def half_squared_gradient(field: Tensor) -> Tensor:
 def overlap_loss(moved: Tensor, fixed: Tensor) -> Tensor:
     """One minus the mean soft Dice of warped one-hot labels (B, K, *spatial) in [0, 1].
 
-    A label in neither image of a pair counts for nothing.
+    A label in neither image of a pair counts for nothing, nor does a pair that has none.
     """
-    return 1 - soft_dice(moved, fixed).nanmean()
+    return 1 - soft_dice(moved, fixed).nanmean(1).nan_to_num(1).mean()
 
 
 def soft_dice(a: Tensor, b: Tensor) -> Tensor:
