@@ -52,23 +52,29 @@ class PairedDifference:
     num_seeds: int
 
 
-def paired_difference(first: Floats, second: Floats) -> tuple[float, float, float]:
+def paired_difference(
+    first: Floats, second: Floats, *, members: NDArray[np.intp] | None = None
+) -> tuple[float, float, float]:
     """Mean difference of two (s, i) arrays with its 95 % interval over images and seeds.
 
     Percentile bootstrap: images are drawn once for both methods, since they are the same images;
     the seeds of each are drawn separately, since a seed of one is no partner of a seed of the
-    other. Source: Owen (2007), arXiv:0711.2000, on resampling crossed factors independently.
+    other. Pairs share images: these are drawn, and a pair counts as often as its two images
+    together. Source: Owen (2007), arXiv:0711.2000, on resampling crossed factors independently.
 
     Args:
         first: values of seeds and images; NaN where undefined.
         second: the same images; another number of seeds is allowed.
+        members: of samples that are pairs, (i, 2) indices of their images.
 
     Returns:
         Mean, lower and upper end.
     """
     generator = np.random.default_rng(0)
-    num_images = first.shape[1]
+    num_images = first.shape[1] if members is None else int(members.max()) + 1
     shares = generator.multinomial(num_images, np.full(num_images, 1 / num_images), NUM_RESAMPLES)
+    if members is not None:
+        shares = shares[:, members].prod(axis=2)
 
     def resampled(values: Floats) -> Floats:
         s = len(values)
@@ -76,11 +82,13 @@ def paired_difference(first: Floats, second: Floats) -> tuple[float, float, floa
         present = np.isfinite(values)
         totals = np.einsum("bs,si,bi->b", seeds, np.where(present, values, 0), shares)
         counts = np.einsum("bs,si,bi->b", seeds, present, shares)
-        means: Floats = totals / np.maximum(counts, 1)
+        means: Floats = np.divide(
+            totals, counts, out=np.full(len(counts), np.nan), where=counts > 0
+        )
         return means
 
     draws = resampled(first) - resampled(second)
-    low, high = np.percentile(draws, [2.5, 97.5])
+    low, high = np.nanpercentile(draws, [2.5, 97.5])  # few images may leave a draw without a pair
     return float(np.nanmean(first) - np.nanmean(second)), float(low), float(high)
 
 
@@ -117,9 +125,9 @@ def paired_differences(
         if not settings:
             continue
         common = inside & np.isin(samples["setting_id"], sorted(settings))
-        first = _by_seed_and_image(samples, common & (samples["method"] == method), metric)
-        second = _by_seed_and_image(samples, common & (samples["method"] == other), metric)
-        mean, low, high = paired_difference(first, second)
+        first, ids = _by_seed_and_image(samples, common & (samples["method"] == method), metric)
+        second, _ = _by_seed_and_image(samples, common & (samples["method"] == other), metric)
+        mean, low, high = paired_difference(first, second, members=_members(ids))
         differences.append(
             PairedDifference(
                 method,
@@ -140,8 +148,18 @@ def _settings(samples: Columns, rows: NDArray[np.bool_], method: str) -> set[str
     return set(samples["setting_id"][rows & (samples["method"] == method)].tolist())
 
 
-def _by_seed_and_image(samples: Columns, rows: NDArray[np.bool_], metric: str) -> Floats:
-    """Means over settings (s, i), images in the order of their ids."""
+def _members(ids: Sequence[str]) -> NDArray[np.intp] | None:
+    """Of pairs MOVING>FIXED, (i, 2) indices of their images; None where samples are images."""
+    if not all(one.count(">") == 1 for one in ids):
+        return None
+    _, codes = np.unique([one.split(">") for one in ids], return_inverse=True)
+    return codes.reshape(-1, 2)
+
+
+def _by_seed_and_image(
+    samples: Columns, rows: NDArray[np.bool_], metric: str
+) -> tuple[Floats, list[str]]:
+    """Means over settings (s, i), samples in the order of their ids, and these."""
     seeds, seed_codes = np.unique(samples["seed"][rows], return_inverse=True)
     images, image_codes = np.unique(samples["sample_id"][rows].astype(str), return_inverse=True)
     values = samples[f"metric/{metric}"][rows].astype(np.float64)
@@ -151,7 +169,7 @@ def _by_seed_and_image(samples: Columns, rows: NDArray[np.bool_], metric: str) -
     totals = np.bincount(cells[present], weights=values[present], minlength=size)
     counts = np.bincount(cells[present], minlength=size)
     means = np.where(counts > 0, totals / np.maximum(counts, 1), np.nan)
-    return means.reshape(len(seeds), len(images))
+    return means.reshape(len(seeds), len(images)), images.tolist()
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,7 @@ def _architecture(spec: ExplorationSpec, trainable: Trainable, network: Network)
     takes = {
         "channels": primary.in_channels,
         "size": list(trainable.model.size),
-        "intensities": "float32 in [-1, 1]: 8-bit values / 127.5 - 1",
+        "intensities": "float32 in [-1, 1]: 8-bit values / 127.5 - 1, or 2 x - 1 of x in [0, 1]",
     }
     if isinstance(network, MaterializedNetwork):
         return {

@@ -13,6 +13,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.legend_handler import HandlerTuple
 from matplotlib.lines import Line2D
@@ -94,27 +96,16 @@ def metric_map(
     z_axis = metric_axis(metric, split)
     figure, axes = _figure()
     series = series_of(points, x_axis=x_axis, y_axis=z_axis, main=main)
-    heights = {one.method: y_axis.values(one.points) for one in series}
     low, high = limits_of(series)
+    norm, cmap = Normalize(low, max(high, low + 1e-6)), "viridis"
     for one in series:
-        x, y, is_main = one.x, heights[one.method], one.method == main
-        if is_main:
-            drawn = axes.tricontourf(
-                x, y, one.y, levels=np.linspace(low, high, 17), cmap="viridis", extend="min"
-            )
-            figure.colorbar(drawn, ax=axes, label=z_axis.label)
+        x, y, is_main = one.x, y_axis.values(one.points), one.method == main
+        if is_main and np.linalg.matrix_rank(np.stack([x - x[0], y - y[0]])) == 2:
+            levels = np.linspace(low, max(high, low + 1e-6), 17)
+            axes.tricontourf(x, y, one.y, levels=levels, extend="both", cmap=cmap, norm=norm)
         else:
-            axes.scatter(
-                x,
-                y,
-                c=one.y,
-                cmap="viridis",
-                vmin=low,
-                vmax=high,
-                edgecolors="white",
-                s=60,
-                zorder=5,
-            )
+            size = 25 if is_main else 60
+            axes.scatter(x, y, c=one.y, s=size, edgecolors="white", zorder=5, cmap=cmap, norm=norm)
         axes.plot(
             x[one.best],
             y[one.best],
@@ -125,6 +116,7 @@ def metric_map(
             markeredgewidth=1 if is_main else 2,
             zorder=6,
         )
+    figure.colorbar(ScalarMappable(norm, cmap), ax=axes, label=z_axis.label)
     axes.set_xlabel(x_axis.label)
     axes.set_ylabel(y_axis.label)
     others = [one.label for one in series if one.method != main]

@@ -53,7 +53,7 @@ class Candidates:
         people: (m,) person of each image.
         labels: of the masks, from 1 on.
         attributes: name to (m,) values of each image.
-        is_closed: whether a table says which pairs there are.
+        is_closed: whether the spec says which pairs there are.
     """
 
     def __init__(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from explorer.extensions import find
-from explorer.specs import ExplorationSpec, ModelSpec
+from explorer.specs import ExplorationSpec, ModelSpec, RegistrationSpec
 from search_spaces.errors import InputError
 from search_spaces.registration import PARAMETERS
 from search_spaces.rescaling import rescaling_space
@@ -62,6 +62,8 @@ def build_trainable(
 
 
 def _segmentation_model(spec: ExplorationSpec) -> SegmentationModel:
+    if spec.registration != RegistrationSpec():
+        raise InputError(f"registration: {spec.method} registers nothing; leave the section out")
     channels, labels, size = _data_shape(spec)
     model, prior = spec.model, spec.train.prior
     factors = rescaling_space(num_factors=model.num_factors).names

@@ -178,6 +178,10 @@ class Optimizer:
         self.channels_last = channels_last
         if solver not in SOLVERS:
             raise unknown_name("--solver", solver, SOLVERS)
+        if starts < 1 or (num_points is not None and num_points < 1):
+            raise InputError(
+                f"starts and num_points: expected at least 1, got {starts} and {num_points}"
+            )
         default = NUM_GRID_POINTS_EACH if len(space) > 1 else NUM_POINTS["grid"]
         self.num_points = num_points or {**NUM_POINTS, "grid": default}.get(solver, 1)
         trainable, _ = models[0]

@@ -18,7 +18,7 @@ from explorer.figures import registration_panels
 from explorer.series import setting_of
 from search_spaces.space import Config
 from trainables.base import Arrays, Trainable
-from trainables.metrics.registration import warp
+from trainables.deformations import warp
 
 Image = NDArray[np.float32]
 
@@ -71,7 +71,8 @@ class RegisteredPairs:
             InputError: the setting is not of the model's conditioning.
         """
         images = torch.from_numpy(self.pairs.batch([row])[0])
-        asked = {name: setting[name] for name in self.trainable.problem.space.conditioning.names}
+        space = self.trainable.problem.space.conditioning
+        asked = space.validate({name: own for name, own in setting.items() if name in space.names})
         with torch.inference_mode():
             displacement = self.trainable.materialize(self.module, asked)(images)
             moved = warp(images[:, :1], displacement)[0, 0]

@@ -130,7 +130,7 @@ def draw(
             figures[f"{quality}-against-{name}-{split}"] = metric_against_conditioning(
                 points, metric=quality, conditioning=name, split=split, main=main
             )
-        if len(names) == 2:
+        if len(names) == 2 and not has_categories(columns):
             figures[f"{quality}-map-{split}"] = metric_map(
                 points, metric=quality, conditionings=(names[0], names[1]), split=split, main=main
             )
@@ -204,6 +204,12 @@ def conditioning_names(columns: Columns) -> list[str]:
     prefix = "conditioning/"
     names = [name for name in columns if name.startswith(prefix)]
     return [name.removeprefix(prefix) for name in names if columns[name].dtype.kind == "f"]
+
+
+def has_categories(columns: Columns) -> bool:
+    """Whether a conditioning is a category."""
+    prefix = "conditioning/"
+    return any(n.startswith(prefix) and columns[n].dtype.kind != "f" for n in columns)
 
 
 def _history(record: TrialRecord, quality: str) -> list[dict[str, float]]:

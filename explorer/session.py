@@ -155,7 +155,7 @@ def candidates_of(spec: ExplorationSpec, dataset: ImageDataset) -> Candidates:
         people=[dataset.groups[index] for index in samples.indices],
         labels=dataset.labels,
         attributes={name: np.asarray(own)[samples.indices] for name, own in attributes.items()},
-        is_closed=spec.registration.pairs is not None,
+        is_closed=spec.registration.pairs is not None or spec.registration.across_domains,
     )
 
 
@@ -208,6 +208,11 @@ def check_spec(spec: ExplorationSpec) -> tuple[Objective, ...]:
         raise InputError("explore.space: needed, since a range of train.prior has no width")
     find("samplers", spec.explore.sampler, SAMPLERS, spec.extensions)
     require_resources(spec)
+    if method_of(spec, spec.method).task == "registration" and spec.explore.racing is not None:
+        raise InputError(
+            "explore.racing: pairs share images, so that few tell less than racing takes them to; "
+            "leave it out"
+        )
     _check_trials(spec)
     objectives = _objectives(spec, trainable)
     for method in [spec.method, *(b.method for b in spec.baselines if not b.grid)]:
@@ -561,6 +566,9 @@ class Session:
 
     def _measurement(self, one: Evaluation) -> Measurement:
         record = self.records[one.trial_id]
+        pairs = self.splits[one.split].pairs
+        members = None if pairs is None else pairs[one.sample_indices]
+        errors = {name: standard_error(values, members) for name, values in one.values.items()}
         finite = {name: values[np.isfinite(values)] for name, values in one.values.items()}
         finite = {name: values for name, values in finite.items() if len(values)}
         return Measurement(
@@ -577,11 +585,7 @@ class Session:
             time=one.time,
             conditioning=one.setting,
             metrics={name: float(values.mean()) for name, values in finite.items()},
-            standard_errors={
-                name: float(values.std(ddof=1) / np.sqrt(len(values)))
-                for name, values in finite.items()
-                if len(values) > 1
-            },
+            standard_errors={name: error for name, error in errors.items() if error is not None},
             costs={**one.costs, "train_s": record.train_s},
         )
 
@@ -609,8 +613,9 @@ class Session:
         table = PointTable.of(columns, method=self.spec.method)
         losses = objective.to_loss(table.metrics[objective.name])
         best = table.point(int(np.nanargmin(losses)))
+        validated = build_trainable(self.spec).problem.objectives[0]  # the metric of a training
         trial_id = min(
-            best.trial_ids, key=lambda one: objective.to_loss(self.records[one].best_metric)
+            best.trial_ids, key=lambda one: validated.to_loss(self.records[one].best_metric)
         )
         trainable, module = trained_model(self.folder / "trials" / trial_id, self.spec)
         pairs = RegisteredPairs(trainable, module, self.splits["val"], self.sample_ids["val"])
@@ -618,6 +623,32 @@ class Session:
         settings = [{**best.conditioning, first.name: first.from_unit(k / 4)} for k in range(5)]
         figure = pairs.figure(settings, best=dict(best.conditioning))
         save_figure(figure, self.folder / "figures" / "pair-val.png")
+
+
+def standard_error(
+    values: NDArray[np.float64], members: NDArray[np.int64] | None = None
+) -> float | None:
+    """Standard error of the mean of the values that are defined; None where it has none.
+
+    Pairs share images and are not independent: theirs is a jackknife over the images.
+
+    Args:
+        values: (n,) of samples; NaN where undefined.
+        members: of pairs, (n, 2) indices of their images.
+
+    Source: Efron, Stein (1981), doi:10.1214/aos/1176345462.
+    """
+    present = np.isfinite(values)
+    values = values[present]
+    if len(values) < 2:
+        return None
+    if members is None:
+        return float(values.std(ddof=1) / np.sqrt(len(values)))
+    members = members[present]
+    without = [values[(members != image).all(axis=1)] for image in np.unique(members)]
+    means = np.array([left.mean() for left in without if len(left)])
+    m = len(means)
+    return float(np.sqrt((m - 1) / m * np.square(means - means.mean()).sum())) if m > 1 else None
 
 
 def _key(row: Measurement) -> Key:

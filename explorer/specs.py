@@ -130,10 +130,10 @@ class ModelSpec(Section):
 class RegistrationSpec(Section):
     """What registration methods train; others leave it alone.
 
-    The conditionings are those of `train.prior`: `lambda`, `gamma` or `radius`. The values here
-    hold for those that are none. `pairs` is a table of scans that belong together; by default all
-    pairs of a split count (`across_domains`: of two scanners or contrasts), and `num_pairs` of
-    them, drawn once, on val and test.
+    The conditionings are those of `train.prior`: `lambda`, `gamma` or `radius`. Those that are none
+    keep `weight`, `gamma` and `radius`. `pairs` is a table of scans that belong together; by
+    default all pairs of a split count (`across_domains`: of two scanners or contrasts), and
+    `num_pairs` of them, drawn once, on val and test.
     """
 
     similarity: Literal["mse", "ncc", "nmi"] = "mse"
@@ -150,6 +150,15 @@ class RegistrationSpec(Section):
     num_pairs: Count = 100
     across_domains: bool = False
     pairs: str | None = None
+
+    @model_validator(mode="after")
+    def _widths_match(self) -> RegistrationSpec:
+        if len(self.encoder_widths) != len(self.decoder_widths):
+            raise ValueError("encoder_widths and decoder_widths must have as many entries")
+        labels = self.trained_labels or ()
+        if len(set(labels)) != len(labels):
+            raise ValueError("trained_labels: each label once")
+        return self
 
 
 class TrainSpec(Section):

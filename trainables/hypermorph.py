@@ -23,6 +23,13 @@ from search_spaces.registration import PARAMETERS, registration_problem
 from search_spaces.space import Config
 from trainables.base import Stage
 from trainables.cost import Size, costs
+from trainables.deformations import (
+    integrate,
+    jacobian_determinants,
+    mean_gradient,
+    resized_field,
+    warp,
+)
 from trainables.hypernetwork import ConditionedNetwork, HyperConditionedNetwork, Initialisation
 from trainables.losses import (
     half_squared_gradient,
@@ -31,13 +38,6 @@ from trainables.losses import (
     overlap_loss,
     scaled_squares,
     soft_dice,
-)
-from trainables.metrics.registration import (
-    integrate,
-    jacobian_determinants,
-    mean_gradient,
-    resized_field,
-    warp,
 )
 from trainables.metrics.segmentation import dice_per_label, mean_over_labels
 from trainables.networks.voxelmorph import RegistrationUNet
@@ -266,7 +266,9 @@ class Registration:
             integrate(velocity, num_steps=self.model.num_integration_steps), images.shape[2:]
         )
         moving, fixed = ((images + 1) / 2).chunk(2, dim=1)
-        similarity = self._dissimilarity(warp(moving, displacement), fixed, int(setting["radius"]))
+        with torch.autocast(images.device.type, enabled=False):
+            moved = warp(moving, displacement)
+            similarity = self._dissimilarity(moved, fixed, int(setting["radius"]))
         terms = (1 - smooth) * (1 - labelled) * similarity + smooth * half_squared_gradient(
             velocity
         )

@@ -124,7 +124,7 @@ class _Training:
         clock = _Clock(self.device)
         data = self.data["train"]
         images = torch.from_numpy(data.images).to(self.device)
-        masks = torch.from_numpy(data.masks).to(self.device).long()
+        masks = torch.from_numpy(data.masks).to(self.device)
         pairs = None if data.pairs is None else torch.from_numpy(data.pairs).to(self.device)
         while self.epoch < self.config.epochs and not self._is_stalled():
             loss = self._train_epoch(images, masks, pairs)
@@ -171,7 +171,7 @@ class _Training:
         stage, losses, drawn = self._stage(), [], []
         for step, rows in self._batches(len(self.data["train"])):
             x, y = gather(images, masks, pairs, rows)
-            x, y = augment(x, y, config.augment, (config.seed, step))
+            x, y = augment(x, y.long(), config.augment, (config.seed, step))
             x, y = x[context.rank :: context.world_size], y[context.rank :: context.world_size]
             x = x.contiguous(memory_format=self.memory_format)
             conditioning = draw(

@@ -8,7 +8,7 @@ import torch
 
 from explorer.models import build_trainable
 from explorer.specs import load_spec
-from trainables.metrics.registration import warp
+from trainables.deformations import warp
 
 SIZES = ((80, 96), (160, 192))
 NUM_CALLS = 50

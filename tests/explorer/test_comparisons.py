@@ -294,3 +294,18 @@ def test_samples_add_the_paired_difference():
         "num_images",
         "num_seeds",
     }
+
+
+def test_interval_over_pairs_is_that_of_their_images():
+    # values of pairs are sums of what their images bring: 6 images decide, not 30 pairs
+    members = np.array([(a, b) for a in range(6) for b in range(6) if a != b])
+    covered = widths = 0
+    for repeat in range(60):
+        rng = np.random.default_rng(repeat)
+        values = rng.normal(size=6)[members].sum(axis=1)[None]
+        _, low, high = paired_difference(values, np.zeros_like(values), members=members)
+        _, narrow_low, narrow_high = paired_difference(values, np.zeros_like(values))
+        covered += low <= 0 <= high
+        widths += (high - low) > 1.5 * (narrow_high - narrow_low)
+    assert covered >= 45  # six images are few for a percentile bootstrap
+    assert widths >= 55

@@ -11,7 +11,7 @@ from explorer.exporting import load_network, materialize
 from explorer.points import Point
 from explorer.session import load_data, samples_of
 from search_spaces.errors import InputError
-from trainables.metrics.registration import warp
+from trainables.deformations import warp
 
 DAMPED = ("registration.shrinkage=0.5", "registration.num_integration_steps=5")
 

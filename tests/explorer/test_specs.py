@@ -16,6 +16,7 @@ from explorer.specs import (
     preset_names,
     spec_of,
 )
+from explorer.training import train_config, trials_of
 from search_spaces.errors import InputError
 
 MINIMAL = "name: tiny\n"
@@ -353,6 +354,14 @@ def test_folder_is_no_spec(tmp_path):
             "explore.sampler=cma",
             "unknown explore.sampler 'cma'; known: adaptive, gp, grid, nsga2, random, sobol, tpe",
         ),
+        (
+            "registration.noise_scale=0.1",
+            "registration: sshn registers nothing; leave the section out",
+        ),
+        (
+            "baselines=[{method: voxelmorph, grid: {lambda: [0.1]}}]",
+            "baselines: voxelmorph is for registration, sshn for segmentation; an exploration has",
+        ),
         ("train.prior={phi: [0, 1.5]}", r"train\.prior: phi must be in \[0, 1\], got 1\.5"),
         ("train.prior={psi: [0, 1]}", r"train\.prior: unknown parameter 'psi'; known: phi"),
         ("train.prior={phi: [-0.1, -0.1]}", r"train\.prior: phi must be in \[0, 1\]"),
@@ -490,3 +499,45 @@ def test_registration_that_was_written_out_is_built_again():
     assert repr(build_trainable(again)) == repr(build_trainable(spec))
     with pytest.raises(InputError, match=r"model\.width: registration has a network of its own"):
         build_trainable(load_spec("hypermorph-demo", ["model.width=8"]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            "model.width=8",
+            "model.width: registration has a network of its own",
+        ),
+        ("train.prior={radius: [1, 4]}", "train.prior: radius is a window of similarity ncc"),
+        ("train.prior={lambda: [0, 2]}", r"train.prior: lambda must be in \[0, 1\], got 2"),
+        (
+            "train.prior={phi: [0, 1]}",
+            "train.prior: expected any of lambda, gamma, radius",
+        ),
+        ("registration.encoder_widths=[8, 8]", "registration: encoder_widths and decoder_widths"),
+        ("registration.trained_labels=[a, a]", "registration: trained_labels: each label once"),
+        ("registration.trained_labels=[liver]", "registration.trained_labels: liver is not one of"),
+        ("dataset.size=[8, 64]", "dataset.size: expected at least 16 along each axis"),
+        ("dataset.options.channels=3", "hypermorph: expected images of one channel, got 3"),
+        ("explore.racing={}", "explore.racing: pairs share images"),
+        (
+            "baselines=[{method: fixed, grid: {phi: [0.1]}}]",
+            "baselines: fixed is for segmentation, hypermorph for registration",
+        ),
+    ],
+)
+def test_a_registration_that_cannot_be_is_refused(change, message):
+    with pytest.raises(InputError, match=message):
+        check_spec(load_spec("hypermorph-demo", [change]))
+
+
+def test_a_baseline_may_train_for_another_time():
+    spec = load_spec("hypermorph-demo")
+    epochs = {
+        trial.method: train_config(spec, build_trainable(spec, trial.method, trial.settled), trial)
+        for trial in trials_of(spec, seeds=(0,), rates={"hypermorph": (1,), "voxelmorph": (1,)})
+    }
+    assert {method: config.epochs for method, config in epochs.items()} == {
+        "hypermorph": 40,
+        "voxelmorph": 20,
+    }

@@ -6,9 +6,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from search_spaces.errors import InputError
 from trainables.datasets import synthetic
+from trainables.deformations import integrate, resized_field, warp
 from trainables.hypermorph import Registration, RegistrationModel, RegistrationNetwork
 from trainables.losses import half_squared_gradient, scaled_squares
-from trainables.metrics.registration import integrate, resized_field, warp
 from trainables.networks.voxelmorph import RegistrationUNet
 
 LABELS = synthetic.labels_of(3)

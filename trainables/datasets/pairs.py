@@ -85,7 +85,8 @@ def read_pairs(path: str | os.PathLike[str], dataset: ImageDataset) -> dict[str,
             f"{','.join(header)[:80]!r}"
         )
     index = {name: k for k, name in enumerate(dataset.ids)}
-    found: dict[str, list[tuple[int, int]]] = {name: [] for name in SPLIT_PERCENTAGES}
+    # in order, and quick to ask
+    found: dict[str, dict[tuple[int, int], None]] = {name: {} for name in SPLIT_PERCENTAGES}
     split_of: dict[str, tuple[str, int]] = {}
     for line, row in enumerate(rows, start=2):
         where = f"{place}: line {line}"
@@ -111,8 +112,8 @@ def read_pairs(path: str | os.PathLike[str], dataset: ImageDataset) -> dict[str,
         if pair[0] == pair[1] or pair in found[split]:
             problem = "an image with itself" if pair[0] == pair[1] else "a pair that came before"
             raise InputError(f"{where}: {problem}, {names[0]} and {names[1]}; leave it out")
-        found[split].append(pair)
+        found[split][pair] = None
     for split, own in found.items():
         if not own:
             raise InputError(f"{place}: no pair of split {split!r}; every split needs one")
-    return {split: np.array(own, dtype=np.int64) for split, own in found.items()}
+    return {split: np.array(list(own), dtype=np.int64) for split, own in found.items()}

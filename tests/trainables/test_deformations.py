@@ -6,6 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from trainables.deformations import (
+    integrate,
+    jacobian_determinants,
+    mean_gradient,
+    resized_field,
+    warp,
+)
 from trainables.losses import (
     half_squared_gradient,
     local_ncc_loss,
@@ -13,13 +20,6 @@ from trainables.losses import (
     overlap_loss,
     scaled_squares,
     soft_dice,
-)
-from trainables.metrics.registration import (
-    integrate,
-    jacobian_determinants,
-    mean_gradient,
-    resized_field,
-    warp,
 )
 
 SIZES = [(12, 16), (8, 10, 12)]
