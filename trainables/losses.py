@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from trainables.deformations import gradients
+
 
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """Categorical cross-entropy of logits (B, C, *spatial) and labels (B, *spatial)."""
@@ -96,7 +98,7 @@ def _entropy(shares: Tensor) -> Tensor:
 
 def half_squared_gradient(field: Tensor) -> Tensor:
     """Half the squared norm of the gradient of a field (B, d, *spatial), mean over voxels."""
-    squares = [field.diff(dim=axis).square().sum(1).mean() for axis in range(2, field.dim())]
+    squares = [difference.square().sum(1).mean() for difference in gradients(field)]
     return 0.5 * torch.stack(squares).sum()
 
 
