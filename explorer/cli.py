@@ -319,8 +319,11 @@ def optimize(
         int, typer.Option("--pairs", min=1, help="Validation samples of each group at most.")
     ] = 20,
     starts: Annotated[
-        int, typer.Option("--starts", min=1, help="Settings that the gradient starts from.")
-    ] = 3,
+        int | None,
+        typer.Option(
+            "--starts", min=1, help="Settings that the gradient starts from (two per parameter)."
+        ),
+    ] = None,
     num_points: Annotated[
         int | None,
         typer.Option(

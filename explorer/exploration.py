@@ -247,7 +247,7 @@ class Exploration:
         by: str | None = None,
         solver: str = "gradient",
         num_pairs: int = 20,
-        starts: int = 3,
+        starts: int | None = None,
         num_points: int | None = None,
         method: str | None = None,
         seeds: Collection[int] | None = None,
@@ -263,7 +263,7 @@ class Exploration:
                 participants: an optimum for each such group, beside that of all.
             solver: `gradient`; `tpe` and `grid` ask for any metric of any amortised method.
             num_pairs: samples, pairs or images, of each group at most.
-            starts: settings that the gradient starts from.
+            starts: settings that the gradient starts from; two per parameter by default.
             num_points: settings of tpe (50), values per parameter of a grid (101, or 21 of several
                 parameters).
             method: whose models; the exploration's own by default.

@@ -31,6 +31,7 @@ class Group:
         name: within `by`.
         metric: `dice`, or one label of it where grouped by labels.
         samples: (n,) of them; none where no sample belongs to the group.
+        rows: (n, 1 or 2) their images among the split's.
         num_people: whose images they are.
     """
 
@@ -38,6 +39,7 @@ class Group:
     name: str
     metric: str
     samples: Arrays
+    rows: Rows
     num_people: int
 
 
@@ -143,7 +145,8 @@ class Candidates:
             if self.split.pairs is None
             else Arrays(images, masks, rows)
         )
-        return Group(by, name, metric, samples, len(set(self.people[rows].ravel().tolist())))
+        num_people = len(set(self.people[rows].ravel().tolist()))
+        return Group(by, name, metric, samples, rows, num_people)
 
 
 def _categories(name: str, values: Any) -> tuple[Rows, list[str]]:

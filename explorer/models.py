@@ -79,6 +79,7 @@ def _segmentation_model(spec: ExplorationSpec) -> SegmentationModel:
         encoding=model.encoding,
         hidden_sizes=model.hidden_sizes,
         initialisation=model.initialisation,
+        activation=model.activation,
         dice_share=spec.train.dice_share,
         network=find("networks", model.network, NETWORKS, spec.extensions),
         network_name=model.network,
@@ -90,7 +91,7 @@ def _segmentation_model(spec: ExplorationSpec) -> SegmentationModel:
 def _registration_model(spec: ExplorationSpec) -> RegistrationModel:
     channels, labels, size = _data_shape(spec)
     given, default = spec.model, ModelSpec()
-    own = {"encoding", "hidden_sizes", "initialisation"}
+    own = {"encoding", "hidden_sizes", "initialisation", "activation"}
     foreign = [n for n in dict(given) if getattr(given, n) != getattr(default, n)]
     if set(foreign) - own:
         raise InputError(
@@ -117,6 +118,7 @@ def _registration_model(spec: ExplorationSpec) -> RegistrationModel:
         encoding=spec.model.encoding,
         hidden_sizes=spec.model.hidden_sizes,
         initialisation=spec.model.initialisation,
+        activation=spec.model.activation,
         centre=_centre(spec.train.prior),
     )
 

@@ -154,7 +154,8 @@ class Optimizer:
         space: the conditioning with the explored ranges.
         objective: a metric, and which way is better.
         solver: a name in `SOLVERS`.
-        starts: where a solver with a gradient begins: settings spread over the ranges.
+        starts: where a solver with a gradient begins: settings spread over the ranges; two per
+            parameter unless told.
         num_points: settings of a solver without one; of a grid, values per parameter.
         channels_last: memory format of images and features.
 
@@ -169,18 +170,18 @@ class Optimizer:
         objective: Objective,
         *,
         solver: str = "gradient",
-        starts: int = 3,
+        starts: int | None = None,
         num_points: int | None = None,
         channels_last: bool = False,
     ) -> None:
         self.models, self.space, self.objective = models, space, objective
-        self.solver, self.starts = solver, starts
+        self.solver, self.starts = solver, 2 * len(space) if starts is None else starts
         self.channels_last = channels_last
         if solver not in SOLVERS:
             raise unknown_name("--solver", solver, SOLVERS)
-        if starts < 1 or (num_points is not None and num_points < 1):
+        if self.starts < 1 or (num_points is not None and num_points < 1):
             raise InputError(
-                f"starts and num_points: expected at least 1, got {starts} and {num_points}"
+                f"starts and num_points: expected at least 1, got {self.starts} and {num_points}"
             )
         default = NUM_GRID_POINTS_EACH if len(space) > 1 else NUM_POINTS["grid"]
         self.num_points = num_points or {**NUM_POINTS, "grid": default}.get(solver, 1)
@@ -189,6 +190,7 @@ class Optimizer:
             raise unknown_name("metric", objective.name, trainable.metrics)
         if solver == "gradient":
             self._require_gradient(trainable)
+        self.measured: dict[bytes, dict[str, dict[str, float]]] = {}  # by samples and by setting
         for _, module in models:
             module.requires_grad_(requires_grad=False)
 
@@ -243,13 +245,18 @@ class Optimizer:
 
 @dataclass
 class Question:
-    """What a group asks of the models; every answer is kept, and counted once."""
+    """What a group asks of the models; every answer is kept, and counted once.
+
+    What was measured on the same samples for another group is known already.
+    """
 
     optimizer: Optimizer
     group: Group
     num_evaluations: int = 0
-    measured: dict[str, dict[str, float]] = field(default_factory=dict)
     slopes: dict[tuple[float, ...], tuple[float, Array]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.measured = self.optimizer.measured.setdefault(self.group.rows.tobytes(), {})
 
     @property
     def objective(self) -> Objective:
@@ -381,33 +388,28 @@ def _on_line(question: Question, u: float) -> tuple[float, float]:
     return loss, float(gradient[0])
 
 
-def minimise_line(loss: Callable[[float], tuple[float, float]], *, num_starts: int = 3) -> float:
+def minimise_line(loss: Callable[[float], tuple[float, float]], *, num_starts: int = 2) -> float:
     """Where a function is least on [0, 1], in few calls.
 
     Two neighbouring points with their slopes give a cubic; the lowest of all the cubics' minima is
     looked at next, until none lies lower than what was seen, or all lie beside it; far from all
-    that was seen, hardly higher is enough. A cubic knows little of a plateau beside a cliff: as
-    long as the lowest point's slope promises more on its way to the next point, their middle is
-    looked at.
+    that was seen, hardly higher is enough. Outside the outermost points, where a slope promises
+    more: at the root of the line through the last two slopes, at least half of the way to the end.
+    A cubic knows little of a plateau beside a cliff: as long as the lowest point's slope promises
+    more on its way to the next point, their middle is looked at.
 
     Args:
         loss: value and slope at a place; need not be convex.
-        num_starts: places that are looked at first, evenly spread, both ends among them; at
-            least 2. A valley between two that neither slope tells of is not found.
+        num_starts: places that are looked at first, the middles of as many equal parts; at
+            least 1. A valley that no slope tells of is not found.
     """
-    seen = {float(u): loss(float(u)) for u in np.linspace(0, 1, max(2, num_starts))}
+    seen = {float(u): loss(float(u)) for u in (np.arange(num_starts) + 0.5) / num_starts}
     for _ in range(MAX_STEPS):
         places = np.array(sorted(seen))
         values, slopes = np.array([seen[u] for u in places.tolist()]).T
-        cubics = CubicHermiteSpline(places, values, slopes)
-        turns = cubics.derivative().roots(extrapolate=False)
-        turns = turns[np.isfinite(turns)]
-        distances = np.abs(turns[:, None] - places).min(axis=1)
-        gains = values.min() - cubics(turns)
-        is_unknown = (distances >= FAR) & (gains > -LEAST_PROMISE)
-        turns = turns[is_unknown | ((distances >= CLOSEST) & (gains > LEAST_GAIN))]
-        if len(turns):
-            place = float(turns[np.argmin(cubics(turns))])
+        guesses = [*_turns(places, values, slopes), *_outside(places, values, slopes)]
+        if guesses:
+            _, place = min(guesses)
         else:
             row = int(values.argmin())
             other = row + 1 if slopes[row] < 0 else row - 1
@@ -415,9 +417,40 @@ def minimise_line(loss: Callable[[float], tuple[float, float]], *, num_starts: i
             if width < 2 * CLOSEST or abs(slopes[row]) * width < LEAST_PROMISE:
                 break
             place = (places[row] + places[other]) / 2
-        place = round(place, DECIMALS)
+        place = round(float(place), DECIMALS)
+        if place in seen:
+            break
         seen[place] = loss(place)
     return min(seen, key=lambda u: seen[u][0])
+
+
+def _turns(places: Array, values: Array, slopes: Array) -> list[tuple[float, float]]:
+    """Where the cubics between neighbours may lie lower than all that was seen: value, place."""
+    if len(places) < 2:
+        return []
+    cubics = CubicHermiteSpline(places, values, slopes)
+    turns = cubics.derivative().roots(extrapolate=False)
+    turns = turns[np.isfinite(turns)]
+    distances = np.abs(turns[:, None] - places).min(axis=1)
+    gains = values.min() - cubics(turns)
+    is_unknown = (distances >= FAR) & (gains > -LEAST_PROMISE)
+    turns = turns[is_unknown | ((distances >= CLOSEST) & (gains > LEAST_GAIN))]
+    return list(zip(cubics(turns).tolist(), turns.tolist(), strict=True))
+
+
+def _outside(places: Array, values: Array, slopes: Array) -> list[tuple[float, float]]:
+    """Where the function may fall below all that was seen on its way to an end: value, place."""
+    guesses = []
+    for end, row, inner in ((0.0, 0, 1), (1.0, -1, -2)):
+        gain = -slopes[row] * (end - places[row])  # at the end, if the slope stays what it is
+        if gain < LEAST_PROMISE or values[row] - gain > values.min() - LEAST_PROMISE:
+            continue
+        place = (places[row] + end) / 2
+        if len(places) > 1 and slopes[row] / slopes[inner] < 1 and slopes[inner] * slopes[row] > 0:
+            step = slopes[row] * (places[row] - places[inner]) / (slopes[inner] - slopes[row])
+            place = float(np.clip(places[row] + step, *sorted((place, end))))
+        guesses.append((values[row] + slopes[row] * (place - places[row]) / 2, place))
+    return guesses
 
 
 def _by_asking(question: Question, *, sampler: str) -> tuple[Config, float]:

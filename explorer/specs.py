@@ -110,6 +110,7 @@ class ModelSpec(Section):
     encoding: Literal["complement", "plain", "fourier"] = "complement"
     hidden_sizes: Widths = (10, 16)
     initialisation: Literal["residual", "kaiming", "kaiming_fan_out", "variance"] = "residual"
+    activation: Literal["leaky_relu", "relu", "relu_tanh"] = "leaky_relu"
 
     @model_validator(mode="after")
     def _widths_match(self) -> ModelSpec:

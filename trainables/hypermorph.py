@@ -30,7 +30,12 @@ from trainables.deformations import (
     resized_field,
     warp,
 )
-from trainables.hypernetwork import ConditionedNetwork, HyperConditionedNetwork, Initialisation
+from trainables.hypernetwork import (
+    Activation,
+    ConditionedNetwork,
+    HyperConditionedNetwork,
+    Initialisation,
+)
 from trainables.losses import (
     half_squared_gradient,
     local_ncc_loss,
@@ -70,6 +75,7 @@ class RegistrationModel:
         encoding: of the conditioning, a name in `ENCODINGS`.
         hidden_sizes: of the hypernetwork.
         initialisation: of the hypernetwork.
+        activation: of the hypernetwork.
         centre: features in the middle of what training draws; 0.5 each by default.
     """
 
@@ -91,6 +97,7 @@ class RegistrationModel:
     encoding: str = "complement"
     hidden_sizes: tuple[int, ...] = (64, 64, 64, 64)
     initialisation: Initialisation = "residual"
+    activation: Activation = "leaky_relu"
     centre: tuple[float, ...] | None = None
 
     @property
@@ -250,6 +257,7 @@ class Registration:
             encoding=self.model.encoding,
             hidden_sizes=self.model.hidden_sizes,
             initialisation=self.model.initialisation,
+            activation=self.model.activation,
             starts_from_primary=True,
             generator=generator,
         )

@@ -19,6 +19,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 Initialisation = Literal["residual", "kaiming", "kaiming_fan_out", "variance"]
+Activation = Literal["leaky_relu", "relu", "relu_tanh"]
 NEGATIVE_SLOPE = 0.01
 
 
@@ -56,9 +57,10 @@ class Hypernetwork(nn.Module):
             hardly vary would add their size to that rate. `kaiming` and `kaiming_fan_out`: the
             papers'; the last layer is initialised tensor by tensor, biases are zero. `variance`:
             as `kaiming`, scaled so that predictions have the variance of Kaiming weights.
+        activation: of the hidden layers; `relu_tanh`: tanh after the last of them.
         generator: source of the random numbers.
 
-    Source: Scale-Space Hypernetworks, sections 3 and 4.4.
+    Source: Scale-Space Hypernetworks, sections 3 and 4.4; HyperMorph, section 3.4 (`relu_tanh`).
     """
 
     reference: Tensor
@@ -70,9 +72,11 @@ class Hypernetwork(nn.Module):
         reference: Tensor,
         hidden_sizes: Sequence[int] = (10, 100),
         initialisation: Initialisation = "residual",
+        activation: Activation = "leaky_relu",
         generator: torch.Generator,
     ) -> None:
         super().__init__()
+        self.activation = activation
         self.register_buffer("reference", reference, persistent=False)
         self.is_residual = initialisation == "residual"
         self.shapes = dict(shapes)
@@ -105,9 +109,12 @@ class Hypernetwork(nn.Module):
 
     def features(self, inputs: Tensor) -> Tensor:
         """Return the last hidden features (..., h) of encoded inputs (..., e)."""
-        for layer in self.hidden:
-            inputs = F.leaky_relu(layer(inputs), NEGATIVE_SLOPE)
-        return inputs
+        slope = NEGATIVE_SLOPE if self.activation == "leaky_relu" else 0.0
+        *first, last = self.hidden
+        for layer in first:
+            inputs = F.leaky_relu(layer(inputs), slope)
+        inputs = last(inputs)
+        return inputs.tanh() if self.activation == "relu_tanh" else F.leaky_relu(inputs, slope)
 
     def forward(self, inputs: Tensor) -> dict[str, Tensor]:
         """Return the predicted tensors, by name, for encoded inputs (e,)."""
@@ -160,6 +167,7 @@ class HyperConditionedNetwork(ConditionedNetwork):
         encoding: of the features, a name in `ENCODINGS`.
         hidden_sizes: see `Hypernetwork`.
         initialisation: see `Hypernetwork`.
+        activation: see `Hypernetwork`.
         starts_from_primary: a `residual` one starts with the weights that `primary` has.
         generator: source of the random numbers.
     """
@@ -172,6 +180,7 @@ class HyperConditionedNetwork(ConditionedNetwork):
         encoding: str = "complement",
         hidden_sizes: Sequence[int] = (10, 100),
         initialisation: Initialisation = "residual",
+        activation: Activation = "leaky_relu",
         starts_from_primary: bool = False,
         generator: torch.Generator,
     ) -> None:
@@ -186,6 +195,7 @@ class HyperConditionedNetwork(ConditionedNetwork):
             reference=self.encode(centre),
             hidden_sizes=hidden_sizes,
             initialisation=initialisation,
+            activation=activation,
             generator=generator,
         )
         if starts_from_primary and initialisation == "residual":

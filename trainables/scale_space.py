@@ -22,6 +22,7 @@ from search_spaces.space import Config
 from trainables.base import Stage
 from trainables.cost import Operation, Rounding, Size, costs
 from trainables.hypernetwork import (
+    Activation,
     ConditionedNetwork,
     FilmConditionedNetwork,
     HyperConditionedNetwork,
@@ -49,6 +50,7 @@ class SegmentationModel:
         encoding: of the conditioning, a name in `ENCODINGS`.
         hidden_sizes: of the hypernetwork, and of FiLM's network.
         initialisation: of the hypernetwork.
+        activation: of the hypernetwork.
         dice_share: part of the epochs that train on soft Dice, after cross-entropy.
         network: constructs the primary network; see `trainables.networks.base`.
         network_name: what it is called in `NETWORKS`.
@@ -67,6 +69,7 @@ class SegmentationModel:
     encoding: str = "complement"
     hidden_sizes: tuple[int, ...] = (10, 100)
     initialisation: Initialisation = "residual"
+    activation: Activation = "leaky_relu"
     dice_share: float = 0.5
     network: Callable[..., nn.Module] = field(default=UNet, repr=False)  # a repr with no address
     network_name: str = "unet"
@@ -276,6 +279,7 @@ def _hyper(
         encoding=model.encoding,
         hidden_sizes=model.hidden_sizes,
         initialisation=model.initialisation,
+        activation=model.activation,
         generator=generator,
     )
 

@@ -68,7 +68,7 @@ def test_steep_wall_beside_a_flat_valley_is_found(place: float) -> None:
     found = minimise_line(counting)
     best = min(loss(u)[0] for u in np.linspace(0, 1, 10001))
     assert loss(found)[0] - best < 1e-4
-    assert len(calls) <= 12
+    assert len(calls) <= 6
 
 
 def test_deeper_of_two_valleys_is_found_where_starts_see_both() -> None:
@@ -102,7 +102,7 @@ def test_gradient_finds_what_a_grid_of_101_finds(registered: Any) -> None:
         units, values = grid_of(Question(optimizer, group), 101)
         distance = abs(found.conditioning["lambda"] - units[values.argmax(), 0])
         assert distance <= 0.02 or values.max() - found.objective <= 1e-3, group.name
-        assert found.num_evaluations <= 16
+        assert found.num_evaluations <= 10
         assert (found.num_pairs, found.metric) == (12, group.metric)
 
 
@@ -175,6 +175,18 @@ def test_grid_takes_any_metric_of_any_method(trained: Any, direction: Any) -> No
     best = max(values) if direction == "maximize" else min(values)
     assert optimum.value == optimum.objective == pytest.approx(best, rel=1e-6)
     assert (optimum.num_evaluations, optimum.num_pairs, optimum.num_people) == (6, 4, 4)
+
+
+def test_groups_of_the_same_samples_are_asked_once(registered: Any) -> None:
+    found = registered.optimize(by="label", solver="grid", num_points=3, num_pairs=4)
+    assert [one.num_evaluations for one in found.results] == [3, 0, 0, 0]
+    alone = registered.optimize(
+        objective=Objective("dice/structure_2", "maximize"),
+        solver="grid",
+        num_points=3,
+        num_pairs=4,
+    )
+    assert alone.results[0].value == found.results[2].value
 
 
 def parts_of_asking(exploration: Any, objective: Objective) -> tuple[Optimizer, Candidates]:

@@ -33,12 +33,15 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def make_hypernetwork(initialisation="residual", seed=0, hidden_sizes=(10, 100)):
+def make_hypernetwork(
+    initialisation="residual", seed=0, hidden_sizes=(10, 100), activation="leaky_relu"
+):
     return Hypernetwork(
         SHAPES,
         reference=torch.tensor([0.5, 0.5]),
         hidden_sizes=hidden_sizes,
         initialisation=initialisation,
+        activation=activation,
         generator=generator(seed),
     )
 
@@ -91,14 +94,18 @@ def test_fourier_has_sines_and_cosines_of_whole_half_turns():
 
 
 @pytest.mark.parametrize("initialisation", INITIALISATIONS)
-def test_prediction_equals_the_layers_written_out(initialisation):
-    hyper = make_hypernetwork(initialisation, hidden_sizes=(3, 8, 5))
+@pytest.mark.parametrize("activation", ["leaky_relu", "relu", "relu_tanh"])
+def test_prediction_equals_the_layers_written_out(initialisation, activation):
+    hyper = make_hypernetwork(initialisation, hidden_sizes=(3, 8, 5), activation=activation)
     randomise(hyper)
 
     def features(*x):
         x = torch.tensor(x)
-        for layer in hyper.hidden:
-            x = F.leaky_relu(layer.weight @ x + layer.bias, NEGATIVE_SLOPE)
+        for number, layer in enumerate(hyper.hidden, start=1):
+            x = layer.weight @ x + layer.bias
+            if activation == "relu_tanh" and number == len(hyper.hidden):
+                return x.tanh()
+            x = F.leaky_relu(x, NEGATIVE_SLOPE) if activation == "leaky_relu" else x.relu()
         return x
 
     x = features(0.2, 0.8)
