@@ -453,6 +453,7 @@ def run(
     *,
     runs_dir: str | Place | None = None,
     new: bool = False,
+    exploration_id: str | None = None,
     extensions: Extensions | None = None,
     progress: ProgressReport | None = None,
 ) -> Exploration:
@@ -463,6 +464,8 @@ def run(
         runs_dir: where explorations live: a folder, or s3://BUCKET/PREFIX; default
             `EXPLORER_RUNS_DIR` or `runs/`.
         new: start again although an exploration of the same spec is unfinished.
+        exploration_id: to take; by default the next free one of the spec's name. One that says
+            more than the name is no second try of what is unfinished.
         extensions: what the spec names beside what is shipped and installed.
         progress: where to show progress; nowhere by default.
 
@@ -481,11 +484,13 @@ def run(
 
     spec = spec.extended(extensions or Extensions())
     objectives = check_spec(spec)
-    if not new:
+    if exploration_id is not None:
+        open_exploration(exploration_id, runs)  # raises where it is none
+    elif not new:
         _refuse_unfinished(spec, runs)
     progress.say(f"reading the data set {spec.dataset.name}")
     dataset = load_data(spec)
-    folder = _new_folder(runs, spec.name)
+    folder = _new_folder(runs, spec.name, exploration_id)
     write_text(folder / "spec.yaml", spec.to_yaml())
     state = {
         "status": "running",
@@ -565,16 +570,21 @@ def _refuse_unfinished(spec: ExplorationSpec, runs: Place) -> None:
             )
 
 
-def _new_folder(runs: Place, name: str) -> Place:
-    """Take the next free id: NAME-1, NAME-2, ..."""
+def _new_folder(runs: Place, name: str, exploration_id: str | None) -> Place:
+    """Take the given id, or the next free one: NAME-1, NAME-2, ..."""
     number = 1
     while True:
-        folder = runs / f"{name}-{number}"
+        folder = runs / (exploration_id or f"{name}-{number}")
         try:
             create_folder(folder)
         except FileExistsError:
             if not runs.is_dir():
                 raise InputError(f"--runs-dir {runs}: expected a folder, found a file") from None
+            if exploration_id is not None:
+                raise InputError(
+                    f"--id {exploration_id}: {runs} has one of that id already; explorer resume "
+                    f"{exploration_id} carries it on"
+                ) from None
             number += 1
         except OSError as error:
             raise InputError(

@@ -25,6 +25,7 @@ import ray
 import torch
 from numpy.typing import NDArray
 from ray import tune
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import nn
 
 from explorer.mailbox import Letter, Mailbox
@@ -485,7 +486,9 @@ def _explore_with_tune(
     first = plan.next_chunk()
     if first is None:
         return
-    mailbox = Mailbox.remote()  # type: ignore[attr-defined]  # ray adds it
+    # beside this process: a node that is lost must not take the mail with it
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    mailbox = Mailbox.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]  # ray adds it
     driver = _Driver(plan, mailbox, num_workers, record, progress)
     driver.hand_out([first])
     shared = ray.put(models)
@@ -580,6 +583,10 @@ class _Driver(tune.Callback):
         except Exception as failure:  # noqa: BLE001 - raised again once Tune has stopped
             self._stop(failure)
         self.progress.update(chunk.name, 1.0)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A worker was lost: while another one is awaited for it, the rest do what it had."""
+        self.mailbox.give_back.remote(trial.config["worker"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A worker failed for good: the others are to end, and its error is raised."""

@@ -40,12 +40,18 @@ class Mailbox:
         """Add work."""
         self.waiting.extend(letters)
 
+    async def give_back(self, worker: int) -> None:
+        """Let others have what a lost worker had."""
+        letter = self.held.pop(worker, None)
+        if letter is not None:
+            self.waiting.appendleft(letter)
+
     async def stop(self, num_workers: int) -> None:
         """Let every worker end after what it has."""
         self.waiting = deque([None] * num_workers)
 
     async def take(self, worker: int, done: str | None) -> Letter | None:
-        """The next work, once there is some; a worker that was restarted gets again what it had.
+        """The next work, once there is some; asked again for the same, the same.
 
         Args:
             worker: its number.

@@ -48,6 +48,17 @@ def show_result(exploration: Exploration) -> None:
     console.print(f"time      {times}")
 
 
+def show_job(job: Mapping[str, Any], address: str) -> None:
+    """What a cluster knows of a job, and what to type next."""
+    console = _console()
+    name, status, message = job["exploration_id"], job["status"], job["message"]
+    verbs = {"SUCCEEDED": "result", "STOPPED": "resume", "FAILED": "resume"}
+    verb = verbs.get(status, "logs -f")
+    console.print(f"{name} is {status}{': ' if message else ''}{message}", soft_wrap=True)
+    console.print(f"results   {job['runs_dir']}/{name}", soft_wrap=True)
+    console.print(f"next      explorer jobs {verb} {name} --address {address}", soft_wrap=True)
+
+
 def show_points(points: Sequence[Point], objectives: Sequence[Objective]) -> None:
     """A front as a table, thinned evenly when long; the title says so."""
     step = max(1, -(-len(points) // MAX_ROWS))

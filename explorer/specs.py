@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -316,7 +317,7 @@ def load_spec(source: str | Place, overrides: Sequence[str] = ()) -> Exploration
     """Read a shipped preset or a YAML file.
 
     Args:
-        source: a preset's name, or the path of a YAML file.
+        source: a preset's name, the path of a YAML file, or - for standard input.
         overrides: `dotted.key=value` with values in YAML.
 
     Raises:
@@ -325,6 +326,8 @@ def load_spec(source: str | Place, overrides: Sequence[str] = ()) -> Exploration
     name = str(source)
     if name in preset_names():
         text = (resources.files("explorer") / "presets" / f"{name}.yaml").read_text()
+    elif name == "-":
+        name, text = "standard input", _read_input()
     else:
         text = _read_file(Path(source) if isinstance(source, str) else source, name)
     data = _parse(text, name)
@@ -352,6 +355,16 @@ def _read_file(path: Place, name: str) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{name}: expected a readable YAML file in UTF-8: {error}") from error
+
+
+def _read_input() -> str:
+    data = sys.stdin.buffer.read(MAX_SPEC_BYTES + 1)
+    if len(data) > MAX_SPEC_BYTES:
+        raise InputError(f"standard input: expected at most {MAX_SPEC_BYTES} bytes, got more")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"standard input: expected YAML in UTF-8: {error}") from error
 
 
 class _SpecLoader(yaml.SafeLoader):

@@ -295,7 +295,10 @@ def _tune_trials(
                 max_concurrent_trials=_num_fitting(spec) if distributed else None,
             ),
             run_config=tune.RunConfig(
-                storage_path=storage, verbose=0, callbacks=[_TrialProgress(progress)]
+                storage_path=storage,
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=2),  # for lost nodes
+                callbacks=[_TrialProgress(progress)],
             ),
         )
         # a failed trial is told in one line, by its record
@@ -381,7 +384,8 @@ class _TrialProgress(tune.Callback):
             self.progress.update(trial.config["trial"]["trial_id"], fraction, note)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.progress.update(trial.config["trial"]["trial_id"], 1.0, "trained")
+        note = "failed" if (trial.last_result or {}).get("failed") else "trained"
+        self.progress.update(trial.config["trial"]["trial_id"], 1.0, note)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.progress.update(trial.config["trial"]["trial_id"], 1.0, "failed")
@@ -472,9 +476,28 @@ class _EndAtMistakes(ray.train.UserCallback):
 def _tune_trial(
     config: dict[str, Any], spec: ExplorationSpec, data: list[ray.ObjectRef[Any]]
 ) -> None:
-    """Train one trial inside a Ray Tune trial; leaves `trial.json` and its weights."""
+    """Train one trial inside a Ray Tune trial; leaves `trial.json` and its weights.
+
+    Only a lost process is tried again, by Tune: what is raised would be raised once more.
+    """
     trial = Trial(**config["trial"])
     folder = place_of(config["folder"]) / trial.trial_id
+    try:
+        _train_in_trial(config, spec, data, trial, folder)
+    except ray.exceptions.RayError:
+        raise  # a lost object's, or a lost worker's
+    except Exception as error:  # noqa: BLE001 - a failed trial is data
+        _record_failure(trial, folder, error)
+        tune.report({"failed": True})
+
+
+def _train_in_trial(
+    config: dict[str, Any],
+    spec: ExplorationSpec,
+    data: list[ray.ObjectRef[Any]],
+    trial: Trial,
+    folder: Place,
+) -> None:
     if spec.train.num_workers == 0:
         with _tune_context(folder, _device(spec)) as context:
             result = train_trial(spec, trial, ray.get(data[0]), context)
