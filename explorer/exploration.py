@@ -443,8 +443,7 @@ def open_exploration(
         InputError: there is none of that id, or no such place.
         RunError: the object store does not answer.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", exploration_id):
-        raise InputError(f"expected an exploration id such as demo-1, got {exploration_id!r}")
+    _require_id(exploration_id)
     return Exploration(runs_place(runs_dir) / exploration_id, extensions=extensions)
 
 
@@ -485,7 +484,7 @@ def run(
     spec = spec.extended(extensions or Extensions())
     objectives = check_spec(spec)
     if exploration_id is not None:
-        open_exploration(exploration_id, runs)  # raises where it is none
+        _require_id(exploration_id)
     elif not new:
         _refuse_unfinished(spec, runs)
     progress.say(f"reading the data set {spec.dataset.name}")
@@ -551,6 +550,11 @@ def _unchanged_data(exploration: Exploration, progress: ProgressReport) -> Image
             f"data, or run the spec anew with --new"
         )
     return dataset
+
+
+def _require_id(exploration_id: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", exploration_id):
+        raise InputError(f"expected an exploration id such as demo-1, got {exploration_id!r}")
 
 
 def _digest(path: Place) -> str:

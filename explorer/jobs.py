@@ -8,6 +8,7 @@ is known before the job has begun. Whoever asks for an answer reads the shared s
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import secrets
 import shlex
@@ -26,6 +27,7 @@ from explorer.specs import ExplorationSpec
 from search_spaces.errors import InputError, RunError
 
 POLL_S = 1.0
+logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # of its sockets
 PASSED_ON = "MLFLOW_TRACKING_URI"  # where the job tracks, if it is set here
 
 
@@ -98,9 +100,9 @@ class Cluster:
         try:
             yield
         except ray.exceptions.AuthenticationError as error:
-            first = str(error).strip().splitlines()[0]
+            reason = " ".join(str(error).split()).partition(". ")[0]
             raise RunError(
-                f"{self.address}: {first.rstrip('.')}; give the cluster's token with --token-file "
+                f"{self.address}: {reason.rstrip('.')}; give the cluster's token with --token-file "
                 f"or RAY_AUTH_TOKEN_PATH"
             ) from error
         except ConnectionError as error:
@@ -109,8 +111,7 @@ class Cluster:
                 f"dashboard's address"
             ) from error
         except RuntimeError as error:
-            reason = " ".join(str(error).split())
-            raise RunError(f"{self.address}: {reason[:300]}") from error
+            raise RunError(f"{self.address}: {_last_line(str(error))}") from error
 
     def submit(
         self,
@@ -281,11 +282,17 @@ def _job(details: JobDetails) -> Job:
         job_id=details.submission_id or "",
         name=metadata.get("name", ""),
         status=str(details.status.value),
-        message=" ".join((details.message or "").split()),
+        message=_last_line(details.message or ""),
         runs_dir=metadata.get("runs_dir", ""),
         began=_seconds(details.start_time),
         ended=_seconds(details.end_time),
     )
+
+
+def _last_line(text: str) -> str:
+    """Ray's messages end with what a job has printed last, its error."""
+    lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else ""
 
 
 def _seconds(milliseconds: int | None) -> float | None:

@@ -220,11 +220,10 @@ class Ended:
 
 
 class Command:
-    """The console script `explorer`, in processes of their own."""
+    """A console script, in processes of their own."""
 
-    path = Path(sys.executable).with_name("explorer")
-
-    def __init__(self) -> None:
+    def __init__(self, name: str = "explorer") -> None:
+        self.path = Path(sys.executable).with_name(name)
         self.started: list[subprocess.Popen[str]] = []
 
     def start(self, *arguments: Any, **environment: str) -> subprocess.Popen[str]:
@@ -321,6 +320,14 @@ def rows_of(folder: Any) -> dict[tuple[str, ...], dict[str, Any]]:
 @pytest.fixture(scope="session")
 def explorer() -> Iterator[Command]:
     command = Command()
+    yield command
+    for process in [*command.started]:
+        command.kill(process)
+
+
+@pytest.fixture(scope="session")
+def ray_command() -> Iterator[Command]:
+    command = Command("ray")
     yield command
     for process in [*command.started]:
         command.kill(process)

@@ -44,6 +44,16 @@ def test_one_that_waits_takes_what_comes_and_ends_with_none(mailbox):
     assert take(mailbox, 1) is None
 
 
+def test_what_a_lost_worker_had_goes_to_the_next_that_asks(mailbox):
+    ray.get(mailbox.put.remote(letters("a", "b")))
+    assert take(mailbox, 0) == "a"
+    ray.get(mailbox.give_back.remote(0))
+    assert take(mailbox, 1) == "a"
+    assert take(mailbox, 0) == "b"
+    ray.get(mailbox.give_back.remote(2))  # had nothing
+    assert take(mailbox, 1) == "a"
+
+
 def test_stop_leaves_nothing_to_take(mailbox):
     ray.get(mailbox.put.remote(letters("a", "b")))
     assert take(mailbox, 0) == "a"
