@@ -190,6 +190,15 @@ class PointRows:
             if name not in _METHOD_COSTS and not np.isnan(mean).all()
         }
 
+    def conditionings(self) -> dict[str, Floats]:
+        """The (p,) values of each conditioning that is a number, NaN where a point has none."""
+        first = self.rows[self.offsets[:-1]]
+        found = {}
+        for name, values in _family(self.columns, "conditioning/"):
+            if not isinstance(values, Coded) and values.dtype.kind == "f":
+                found[name] = np.asarray(values[first], dtype=np.float64)
+        return {name: own for name, own in found.items() if not np.isnan(own).all()}
+
     def recorded(self) -> Integers:
         """Positions of the points in the order in which their first rows were recorded."""
         return np.argsort(np.minimum.reduceat(self.rows, self.offsets[:-1]))

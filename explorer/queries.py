@@ -30,7 +30,7 @@ _FEWER_MACS = Objective("macs", "minimize", "MAC")
 
 @dataclass(frozen=True)
 class Bound:
-    """A limit, itself allowed, on a metric or cost.
+    """A limit, itself allowed, on a metric, a cost or a conditioning.
 
     Raises:
         ValueError: `value` is not finite.
@@ -130,10 +130,12 @@ class PointTable:
     Attributes:
         metrics: name to (p,) means over seeds; NaN stands for a value that was not measured.
         costs: likewise.
+        conditionings: likewise, of those that are numbers.
     """
 
     metrics: Mapping[str, Floats]
     costs: Mapping[str, Floats]
+    conditionings: Mapping[str, Floats]
     _rows: PointRows
     _search: BlockSearch
     _fronts: dict[tuple[Objective, ...], Frontier] = field(default_factory=dict)
@@ -164,9 +166,10 @@ class PointTable:
         metrics, costs = rows.means("metric/"), rows.means("cost/")
         if "macs" in costs:
             costs.setdefault("flops", 2 * costs["macs"])
-        return cls(
-            metrics, costs, rows, BlockSearch({**costs, **metrics}, _along_a_cost(costs, rows))
-        )
+        conditionings = rows.conditionings()
+        quantities = {**conditionings, **costs, **metrics}
+        search = BlockSearch(quantities, _along_a_cost(costs, rows))
+        return cls(metrics, costs, conditionings, rows, search)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -177,8 +180,8 @@ class PointTable:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The metrics and costs that bounds and objectives may name."""
-        return (*self.metrics, *self.costs)
+        """The metrics, costs and conditionings that bounds and objectives may name."""
+        return (*self.metrics, *self.costs, *self.conditionings)
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -186,16 +189,15 @@ class PointTable:
         return self._rows.seeds
 
     def values(self, name: str) -> Floats:
-        """The (p,) values of a metric or cost, NaN where not measured.
+        """The (p,) values of a metric, cost or conditioning, NaN where not measured.
 
         Raises:
-            InputError: no point has such a metric or cost; the message lists the known ones.
+            InputError: no point has such a quantity; the message lists the known ones.
         """
-        if name in self.metrics:
-            return self.metrics[name]
-        if name in self.costs:
-            return self.costs[name]
-        raise unknown_name("metric or cost", name, self.names)
+        for family in (self.metrics, self.costs, self.conditionings):
+            if name in family:
+                return family[name]
+        raise unknown_name("metric, cost or conditioning", name, self.names)
 
     def point(self, index: int) -> Point:
         """The point at a position in setting order."""

@@ -384,7 +384,14 @@ class Session:
         self._read_recorded()
         trainable = build_trainable(self.spec, method)
         space = explored_space(self.spec, trainable)
-        limits = [b for b in bounds if b.name in trainable.problem.known_costs]
+
+        def known(setting: Config) -> dict[str, float]:
+            """What is known before an evaluation: numbers of the setting, and its costs."""
+            numbers = {name: x for name, x in setting.items() if not isinstance(x, str)}
+            return {**numbers, **trainable.costs(setting)}
+
+        names = {*trainable.problem.known_costs, *space.names}
+        limits = [bound for bound in bounds if bound.name in names]
         self.progress.phase("refining", num_points)
         num_rounds = min(NUM_ROUNDS, num_points)
         for number in range(num_rounds):
@@ -403,7 +410,9 @@ class Session:
                 [dict(table.point(index).conditioning) for index in range(len(table))],
                 space,
                 num_points * (number + 1) // num_rounds - num_points * number // num_rounds,
-                is_admissible=lambda s: all(b.is_kept(trainable.costs(s)) for b in limits),
+                is_admissible=lambda setting: all(
+                    bound.is_kept(known(setting)) for bound in limits
+                ),
             )
             if not settings:
                 break

@@ -369,7 +369,7 @@ def test_refined_settings_are_never_evaluated_on_test(copied):
 def test_refining_asks_for_a_finished_amortised_exploration(copied):
     with pytest.raises(InputError, match="fixed is trained for each setting"):
         copied.refine(2, method="fixed")
-    with pytest.raises(InputError, match="unknown metric or cost 'dize'"):
+    with pytest.raises(InputError, match="unknown metric, cost or conditioning 'dize'"):
         copied.refine(2, [Bound("dize", "min", 0.5)])
     set_state(copied.folder, status="interrupted")
     with pytest.raises(InputError, match="tiny-1 is interrupted: refine it once explorer resume"):

@@ -122,7 +122,7 @@ def test_table_keeps_one_method_when_asked() -> None:
     assert len(PointTable.of(columns)) == 2
     only = PointTable.of(columns, method="fixed")
     assert [only.point(index).method for index in range(len(only))] == ["fixed"]
-    assert repr(only) == "PointTable(1 points of fixed; dice, macs, flops)"
+    assert repr(only) == "PointTable(1 points of fixed; dice, macs, flops, phi)"
 
 
 def test_table_without_such_rows_is_refused() -> None:
@@ -336,8 +336,33 @@ def test_nearest_has_every_bounded_quantity() -> None:
         apart.query([Bound("macs", "max", 5)], objective=DICE)
 
 
+def test_bounds_and_objectives_may_name_a_conditioning() -> None:
+    rows = [row(phi, dice) for phi, dice in ((0.1, 0.7), (0.2, 0.9), (0.3, 0.8), (0.4, 0.95))]
+    table = PointTable.of(columns_of([*rows, row(None, 0.99, method="other")]))
+    between = [Bound("phi", "min", 0.1), Bound("phi", "max", 0.3)]
+    best = table.query(between, objective=DICE).point
+    assert best is not None
+    assert best.conditioning == {"phi": 0.2}
+    at_least = [Bound("dice", "min", 0.8)]
+    least = table.query(at_least, objective=Objective("phi", "minimize")).point
+    assert least is not None
+    assert least.conditioning == {"phi": 0.2}
+    beyond = table.query([Bound("phi", "min", 0.41)], objective=DICE)
+    assert beyond.nearest is not None
+    assert beyond.nearest.conditioning == {"phi": 0.4}
+    assert "phi >= 0.41" in beyond.reason
+
+
+def test_values_of_a_category_are_no_quantity() -> None:
+    rows = [row(0.1, 0.7), row(0.2, 0.9)]
+    kinds = {"conditioning/kind": np.array(["a", "b"], dtype=object)}
+    table = PointTable.of(columns_of(rows) | kinds)
+    with pytest.raises(InputError, match="unknown metric, cost or conditioning 'kind'"):
+        table.query([Bound("kind", "min", 0)], objective=DICE)
+
+
 def test_unknown_names_list_the_known_ones(curve: PointTable) -> None:
-    message = "unknown metric or cost 'speed'; known: dice, flops, macs"
+    message = "unknown metric, cost or conditioning 'speed'; known: dice, flops, macs, phi"
     with pytest.raises(InputError, match=message):
         curve.query([Bound("speed", "max", 1)], objective=DICE)
     with pytest.raises(InputError, match=message):

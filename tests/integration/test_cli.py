@@ -236,11 +236,11 @@ def test_query_asks_a_baseline_by_name(call):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--max", "mac=1"], "unknown metric or cost 'mac'; known: .*dice.*macs"),
+        (["--max", "mac=1"], "unknown metric, cost or conditioning 'mac'; known: .*dice.*macs"),
         (["--max", "macs"], "expected NAME=VALUE such as macs=0.6G, got 'macs'"),
         (["--max", "macs=lots"], "bound on macs: expected a number"),
         (["--max", "macs=nan"], "bound on macs: expected a number"),
-        (["--maximize", "dize"], "unknown metric or cost 'dize'"),
+        (["--maximize", "dize"], "unknown metric, cost or conditioning 'dize'"),
         (["--maximize", "dice", "--minimize", "macs"], "expected one of them, got both"),
         (["--method", "film"], "film"),
         (["--max", "macs=1", "--max", "macs=2"], "macs"),

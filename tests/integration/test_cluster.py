@@ -257,7 +257,7 @@ def test_node_lost_in_training_over_nodes_changes_nothing(
     undisturbed = submit(client, tiny_spec, tmp_path, *sets(changes), "--wait")
     job = submit(client, tiny_spec, tmp_path, *sets(changes))
     folder = tmp_path / job["exploration_id"]
-    workers = "ray::_RayTrainWorker"
+    workers = "ray::RayTrainWorker"
 
     def on_nodes():
         return [node for node in nodes.others if nodes.ray.members(node, title=workers)]
