@@ -582,17 +582,21 @@ def jobs_stop(
 def jobs_resume(
     exploration_id: Id,
     address: Address,
+    runs_dir: RunsDir = None,
     wait: Annotated[
         bool, typer.Option("--wait", help="Follow its log; exit 1 unless it succeeds.")
     ] = False,
     token_file: TokenFile = None,
     as_json: Json = False,
 ) -> None:
-    """Carry a stopped or failed exploration on, as a new job with the settings of its last one."""
+    """Carry a stopped or failed exploration on, as a new job with the settings of its last one.
+
+    Where another cluster worked on it, `--runs-dir` says where it lives.
+    """
     from explorer.jobs import Cluster
 
     cluster = Cluster(address, token_file=token_file)
-    job = cluster.resume(exploration_id)
+    job = cluster.resume(exploration_id, runs_dir=runs_dir)
     if wait:
         job = _followed(cluster, job)
     _print(job.to_json(), as_json, lambda: show_job(job.to_json(), address))

@@ -22,6 +22,7 @@ from typing import Any
 import ray.exceptions
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
+from explorer.exploration import open_exploration
 from explorer.places import place_of
 from explorer.specs import ExplorationSpec
 from search_spaces.errors import InputError, RunError
@@ -139,34 +140,46 @@ class Cluster:
         runs = shared_runs_dir(runs_dir)
         document = spec.to_yaml()
         end = f"END_{secrets.token_hex(4)}"
-        from explorer.training import ENVIRONMENT  # loads torch
-
         command = ["run", "-", "--id", exploration_id, "--runs-dir", runs]
         entrypoint = f"{_python(command)} <<'{end}'\n{document}\n{end}\n"
-        variables = {**ENVIRONMENT, **_passed_on(), **(environment or {})}
-        runtime_env: dict[str, Any] = {"env_vars": variables}
+        runtime_env: dict[str, Any] = {"env_vars": {**_variables(), **(environment or {})}}
         if working_dir is not None:
             if not working_dir.is_dir():
                 raise InputError(f"--working-dir {working_dir}: no such folder")
             runtime_env["working_dir"] = str(working_dir.absolute())
-        metadata = {"exploration_id": exploration_id, "name": spec.name, "runs_dir": runs}
+        metadata = _metadata(exploration_id, spec.name, runs)
         return self._start(exploration_id, entrypoint, metadata, runtime_env)
 
-    def resume(self, exploration_id: str) -> Job:
-        """Carry an exploration on that was submitted here, as another job with the same settings.
+    def resume(self, exploration_id: str, *, runs_dir: str | None = None) -> Job:
+        """Carry an exploration on, as another job with the settings of its last one here.
+
+        Args:
+            exploration_id: of an exploration that is not finished.
+            runs_dir: where it lives, if this cluster never worked on it: another one did.
 
         Raises:
-            InputError: no job works on that id, or one still does.
+            InputError: a job still works on it, or none did and no runs directory is given.
             RunError: the cluster refuses.
         """
-        jobs = self._details(exploration_id)
-        last = jobs[-1]
-        if not last.status.is_terminal():
-            raise InputError(f"{exploration_id}: its job is {last.status}; stop it first")
-        metadata = last.metadata or {}
+        jobs = [one for one in self._all() if _works_on(one, exploration_id)]
+        if jobs:
+            last = jobs[-1]
+            if not last.status.is_terminal():
+                raise InputError(f"{exploration_id}: its job is {last.status}; stop it first")
+            metadata, runtime_env = last.metadata or {}, last.runtime_env or {}
+        elif runs_dir is None:
+            raise InputError(
+                f"{exploration_id}: no job on {self.address} worked on it; --runs-dir says where "
+                f"it lives"
+            )
+        else:
+            exploration = open_exploration(exploration_id, runs_dir)
+            runs = shared_runs_dir(runs_dir)
+            metadata = _metadata(exploration_id, exploration.spec.name, runs)
+            runtime_env = {"env_vars": _variables()}
         command = ["resume", exploration_id, "--runs-dir", metadata["runs_dir"]]
-        job_id = f"{exploration_id}-{len(jobs) + 1}"
-        return self._start(job_id, _python(command), metadata, last.runtime_env or {})
+        job_id = f"{exploration_id}-{len(jobs) + 1}" if jobs else exploration_id
+        return self._start(job_id, _python(command), metadata, runtime_env)
 
     def _start(
         self,
@@ -231,8 +244,7 @@ class Cluster:
         return self.awaited(exploration_id)
 
     def _details(self, exploration_id: str) -> list[JobDetails]:
-        every = self._all()
-        own = [one for one in every if (one.metadata or {})["exploration_id"] == exploration_id]
+        own = [one for one in self._all() if _works_on(one, exploration_id)]
         if not own:
             raise InputError(
                 f"{exploration_id}: no job on {self.address} works on it; explorer jobs list "
@@ -270,9 +282,19 @@ def _python(command: Sequence[str]) -> str:
     return f"exec python -m explorer {shlex.join(command)}"
 
 
-def _passed_on() -> dict[str, str]:
+def _works_on(details: JobDetails, exploration_id: str) -> bool:
+    return (details.metadata or {})["exploration_id"] == exploration_id
+
+
+def _metadata(exploration_id: str, name: str, runs_dir: str) -> dict[str, str]:
+    return {"exploration_id": exploration_id, "name": name, "runs_dir": runs_dir}
+
+
+def _variables() -> dict[str, str]:
+    from explorer.training import ENVIRONMENT  # loads torch
+
     value = os.environ.get(PASSED_ON)
-    return {PASSED_ON: value} if value else {}
+    return {**ENVIRONMENT, **({PASSED_ON: value} if value else {})}
 
 
 def _job(details: JobDetails) -> Job:

@@ -272,6 +272,22 @@ def test_node_lost_in_training_over_nodes_changes_nothing(
     assert table_rows(folder) == table_rows(tmp_path / undisturbed["exploration_id"])
 
 
+def test_exploration_of_another_cluster_is_carried_on(
+    client, explorer, tiny_spec, table_rows, finished, tmp_path
+):
+    process = explorer.start("run", tiny_spec, "--runs-dir", tmp_path)
+    folder = tmp_path / "tiny-1"
+    wait_for(lambda: is_training(folder), "checkpoint", process)
+    explorer.kill(process)
+    unknown = client("jobs", "resume", "tiny-1")
+    assert unknown.code == 2
+    assert "--runs-dir says where it lives" in unknown.error
+    resumed = client("jobs", "resume", "tiny-1", "--runs-dir", tmp_path, "--wait", "--json")
+    assert resumed.code == 0, resumed.stderr
+    assert json.loads(resumed.stdout)["job_id"] == "tiny-1"
+    assert table_rows(folder) == table_rows(finished.folder)
+
+
 def test_client_without_the_token_is_refused(explorer, nodes, tmp_path):
     token_file = tmp_path / "token"
     token_file.write_text(nodes.token)
