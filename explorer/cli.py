@@ -304,8 +304,9 @@ def query(
 ) -> None:
     """Ask for the best setting within bounds; exit 3 when nothing fits.
 
-    Bounds and objectives name metrics (dice), labels of metrics (dice/nucleus) and costs (macs,
-    flops, parameters, activation_bytes). Chosen on validation, its test value beside it. Examples:
+    Bounds and objectives name metrics (dice), labels of metrics (dice/nucleus), costs (macs,
+    flops, parameters, activation_bytes) and conditionings (phi, lambda). Chosen on validation, its
+    test value beside it. Examples:
 
         explorer query demo-1 --max macs=10M
 
@@ -335,7 +336,8 @@ def query(
         if (answer.point, answer.nearest) == (before.point, before.nearest):
             typer.echo("refining found nothing better: the answer is the one before", err=True)
     document = {**answer.to_json(), "status": _status(exploration)}
-    _print(document, as_json, lambda: show_answer(answer))
+    asked = [objective.name] if objective else []
+    _print(document, as_json, lambda: show_answer(answer, asked=asked))
     if not answer.feasible:
         raise typer.Exit(3)
 

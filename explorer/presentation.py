@@ -15,6 +15,7 @@ from explorer.queries import Answer, Bound
 from search_spaces.problem import Objective
 
 MAX_ROWS = 30
+MAX_LABELS = 6  # of a point in a line
 MIN_WIDTH = 120  # of tables that go into a file or a pipe
 
 
@@ -156,16 +157,17 @@ def _show_gain(
         )
 
 
-def show_answer(answer: Answer) -> None:
-    """A query's answer, or why there is none."""
+def show_answer(answer: Answer, *, asked: Sequence[str] = ()) -> None:
+    """A query's answer, or why there is none; labels are told where they were asked for."""
     console = _console()
     bounds = " and ".join(str(bound) for bound in answer.bounds) or "no bounds"
+    named = [*asked, *(bound.name for bound in answer.bounds)]
     if answer.point is None:
         console.print(f"nothing fits {bounds}: {answer.reason}")
         if answer.nearest is not None:
-            console.print(f"nearest: {_point(answer.nearest)}")
+            console.print(f"nearest: {_point(answer.nearest, named)}")
         return
-    console.print(f"best within {bounds}: {_point(answer.point)}")
+    console.print(f"best within {bounds}: {_point(answer.point, named)}")
 
 
 def show_optima(document: Mapping[str, Any]) -> None:
@@ -221,12 +223,19 @@ def _console() -> Console:
     return console
 
 
-def _point(point: Point) -> str:
-    metrics = ", ".join(f"{name} {value:.4f}" for name, value in point.metrics.items())
+def _point(point: Point, named: Sequence[str] = ()) -> str:
+    metrics, test = _metrics(point.metrics, named), _metrics(point.test_metrics, named)
     costs = ", ".join(f"{name} {_number(value)}" for name, value in point.costs.items())
-    test = ", ".join(f"{name} {value:.4f}" for name, value in point.test_metrics.items())
     on_test = f" (on test {test})" if test else " (refined, not looked at on test)"
     return f"{point.method} at {_setting(point.conditioning)}: {metrics}{on_test}; {costs}"
+
+
+def _metrics(values: Mapping[str, float], named: Sequence[str]) -> str:
+    """Names and values; of many labels those that were named alone."""
+    labels = [name for name in values if "/" in name and name not in named]
+    hidden = labels if len(labels) > MAX_LABELS else []
+    told = [f"{name} {value:.4f}" for name, value in values.items() if name not in hidden]
+    return ", ".join(told + [f"{len(hidden)} labels (--json)"] * bool(hidden))
 
 
 def _setting(conditioning: Mapping[str, Any]) -> str:
