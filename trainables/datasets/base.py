@@ -102,6 +102,19 @@ class ImageDataset:
         return len(self.ids)
 
 
+@dataclass(frozen=True, eq=False)
+class ReadImage:
+    """One image as a data set's `load` makes it of its file, without a label map.
+
+    Attributes:
+        pixels: (C, *spatial), intensities in [-1, 1].
+        affine: (4, 4) from indices of `pixels` to millimetres, of volumes; None of pictures.
+    """
+
+    pixels: NDArray[np.float32]
+    affine: NDArray[np.float64] | None = None
+
+
 @dataclass(frozen=True)
 class DatasetReport:
     """What a look at a data folder found.
@@ -132,6 +145,9 @@ class DatasetSource:
         check: looks through a folder and reports; bad data never makes it raise.
         labels_of: the labels that these options of `load` give, where options change them.
         size_of: the size that these options of `load` give by default, where options change it.
+        read: `read(path, data, *, size, max_pixels, **options)` makes a `ReadImage` of the content
+            of one more file, exactly as `load` does; raises InputError for bad data. None: images
+            of this data set cannot be brought as files.
     """
 
     name: str
@@ -144,6 +160,7 @@ class DatasetSource:
     check: Callable[[Path], DatasetReport]
     labels_of: Callable[[Mapping[str, Any]], tuple[str, ...]] | None = None
     size_of: Callable[[Mapping[str, Any]], Size] | None = None
+    read: Callable[..., ReadImage] | None = None
 
 
 def split_indices(dataset: ImageDataset, *, seed: int) -> dict[str, NDArray[np.int64]]:

@@ -14,22 +14,29 @@ import threading
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.errors import InputError
-from trainables.datasets.base import MAX_PIXELS, Column, DatasetReport, ImageDataset, Size
+from trainables.datasets.base import (
+    MAX_PIXELS,
+    Column,
+    DatasetReport,
+    ImageDataset,
+    ReadImage,
+    Size,
+)
 
 MAX_FILE_BYTES = 2**29
 
-# Decoders that the official data need; Pillow's others (PostScript, for one) start programs.
-_FORMATS = ("BMP", "GIF", "JPEG", "PNG")
+# Decoders that images need; Pillow's others (PostScript, for one) start programs.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF")
 # catch_warnings changes the whole process, and images are decoded in threads.
 _HEADER_LOCK = threading.Lock()
 
@@ -219,7 +226,9 @@ def read_rows(path: Path) -> list[list[str]]:
         raise InputError(f"{path}: expected a comma-separated table, {error}") from error
 
 
-def decode_image(path: Path, data: bytes, mode: Literal["RGB", "L"]) -> NDArray[np.uint8]:
+def decode_image(
+    path: Path, data: bytes, mode: Literal["RGB", "L"], *, max_pixels: int = MAX_PIXELS
+) -> NDArray[np.uint8]:
     """Decode an 8-bit image: (H, W, 3) colours, or (H, W) values of a mask as they are stored.
 
     The size is checked in the header, before anything is decoded. An orientation tag is not
@@ -231,13 +240,13 @@ def decode_image(path: Path, data: bytes, mode: Literal["RGB", "L"]) -> NDArray[
     from PIL import Image
 
     too_large = InputError(
-        f"{path}: more than {MAX_PIXELS} pixels; expected an image of the official data, shrink it"
+        f"{path}: more than {max_pixels} pixels; expected an image of the official data, shrink it"
     )
     try:
         with _HEADER_LOCK, warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
-        if image.width * image.height > MAX_PIXELS:
+        if image.width * image.height > max_pixels:
             raise too_large
         if (mode == "L" and image.mode != "L") or image.mode[0] in "IF":
             expected = "8-bit grey" if mode == "L" else "8-bit colour"
@@ -281,7 +290,51 @@ def resize_pair(path: Path, image: NDArray[np.uint8], mask: NDArray[np.uint8], s
             f"{path}: image is {image.shape[1]} x {image.shape[0]} pixels, its mask"
             f" {mask.shape[1]} x {mask.shape[0]}; expected the same, copy both again"
         )
-    height, width = mask.shape
+    labels = Image.fromarray(np.pad(mask, _margins(path, mask.shape, size)))
+    return (
+        resize_image(path, image, size),
+        np.asarray(labels.resize((size[1], size[0]), Image.Resampling.NEAREST)),
+    )
+
+
+def resize_image(path: Path, image: NDArray[np.uint8], size: Size) -> NDArray[np.float32]:
+    """The image of `resize_pair` alone.
+
+    Args:
+        path: named in messages.
+        image: (H, W, C) colours, or (H, W) grey values.
+        size: (height, width) to return.
+
+    Returns:
+        (C, *size) in [-1, 1].
+
+    Raises:
+        InputError: it is too thin to be padded.
+    """
+    from PIL import Image
+
+    margins = [*_margins(path, image.shape[:2], size), (0, 0)][: image.ndim]
+    wide = Image.fromarray(np.pad(image, margins, mode="edge"))
+    resized = wide.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    pixels = np.asarray(resized, dtype=np.float32) / np.float32(127.5) - np.float32(1)
+    return pixels[None] if image.ndim == 2 else np.moveaxis(pixels, -1, 0)
+
+
+def read_picture(
+    path: Path, data: bytes, *, size: Size, max_pixels: int = MAX_PIXELS, **_: Any
+) -> ReadImage:
+    """`DatasetSource.read` of data sets whose images are pictures in colour.
+
+    Raises:
+        InputError: as `decode_image` and `resize_image` do.
+    """
+    image = decode_image(path, data, "RGB", max_pixels=max_pixels)
+    return ReadImage(resize_image(path, image, size))
+
+
+def _margins(path: Path, shape: Sequence[int], size: Size) -> list[tuple[int, int]]:
+    """How much is padded before and after each axis to the shape of `size`."""
+    height, width = shape
     padded = (
         max(height, round(width * size[0] / size[1])),
         max(width, round(height * size[1] / size[0])),
@@ -290,17 +343,7 @@ def resize_pair(path: Path, image: NDArray[np.uint8], mask: NDArray[np.uint8], s
         raise InputError(
             f"{path}: {width} x {height} pixels are too thin to be padded to a picture"
         )
-    margins = [
-        ((p - n) // 2, p - n - (p - n) // 2) for p, n in zip(padded, mask.shape, strict=True)
-    ]
-    shape = (size[1], size[0])
-    wide = Image.fromarray(np.pad(image, [*margins, (0, 0)], mode="edge"))
-    labels = Image.fromarray(np.pad(mask, margins))
-    pixels = np.asarray(wide.resize(shape, Image.Resampling.BILINEAR), dtype=np.float32)
-    return (
-        np.moveaxis(pixels / np.float32(127.5) - np.float32(1), -1, 0),
-        np.asarray(labels.resize(shape, Image.Resampling.NEAREST)),
-    )
+    return [((p - n) // 2, p - n - (p - n) // 2) for p, n in zip(padded, shape, strict=True)]
 
 
 def relabel(

@@ -25,7 +25,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.errors import InputError
-from trainables.datasets.base import DatasetReport, DatasetSource, ImageDataset, Size, require_size
+from trainables.datasets.base import (
+    MAX_PIXELS,
+    DatasetReport,
+    DatasetSource,
+    ImageDataset,
+    ReadImage,
+    Size,
+    require_size,
+)
 from trainables.datasets.files import (
     Listing,
     Pair,
@@ -93,6 +101,18 @@ def _decode(sample: Sample, image_bytes: bytes, mask_bytes: bytes, size: Size) -
     return _fitted(pixels, size, -1)[None], _fitted(labels, size, 0)
 
 
+def read(path: Path, data: bytes, *, size: Size, max_pixels: int = MAX_PIXELS) -> ReadImage:
+    """One more volume, as `load` makes it; see `DatasetSource.read`."""
+    image = read_nifti(path, data, example=(35, 51, 35), max_pixels=max_pixels)
+    require_grid(image, axes=AXES, spacing_mm=1)
+    to_image = np.eye(4)
+    to_image[:3, 3] = [
+        source.start - target.start
+        for source, target in zip(*_overlap(image.values.shape, size), strict=True)
+    ]
+    return ReadImage(_fitted(_normalised(image), size, -1)[None], image.affine @ to_image)
+
+
 def _normalised(image: Scan) -> NDArray[np.float32]:
     """Intensities in [-1, 1] between two percentiles: few bright vessels do not set the scale."""
     values = image.values
@@ -115,16 +135,22 @@ def _normalised(image: Scan) -> NDArray[np.float32]:
 def _fitted(volume: NDArray[Any], size: Size, fill: float) -> NDArray[Any]:
     """The central part of a volume, in the centre of one of `size`."""
     fitted = np.full(size, fill, dtype=volume.dtype)
-    lengths = [min(own, wanted) for own, wanted in zip(volume.shape, size, strict=True)]
+    source, target = _overlap(volume.shape, size)
+    fitted[target] = volume[source]
+    return fitted
+
+
+def _overlap(shape: Size, size: Size) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """What is taken of a volume of `shape`, and where it comes to lie in one of `size`."""
+    lengths = [min(own, wanted) for own, wanted in zip(shape, size, strict=True)]
     source, target = (
         tuple(
             slice((whole - length) // 2, (whole - length) // 2 + length)
-            for whole, length in zip(shape, lengths, strict=True)
+            for whole, length in zip(axes, lengths, strict=True)
         )
-        for shape in (volume.shape, size)
+        for axes in (shape, size)
     )
-    fitted[target] = volume[source]
-    return fitted
+    return source, target
 
 
 def _listing(root: Path) -> Listing:
@@ -205,4 +231,5 @@ SOURCE = DatasetSource(
     size=SIZE,
     load=load,
     check=check,
+    read=read,
 )

@@ -1,4 +1,4 @@
-"""Gzipped NIfTI files: decoded with care, their grids and labels checked, resampled.
+"""NIfTI files, gzipped or not: decoded with care, their grids and labels checked, resampled.
 
 Shapes: spatial (H, W) or (D, H, W). Axes are named by where they lead: L-I-A goes to the left, down
 and to the front. Affines map voxel indices to millimetres, right, front and up being positive.
@@ -20,9 +20,12 @@ import torch
 from numpy.typing import NDArray
 
 from search_spaces.errors import InputError
-from trainables.datasets.base import MAX_PIXELS, Size
+from trainables.datasets.base import MAX_PIXELS, ReadImage, Size
 from trainables.datasets.files import Pair
 
+_GZIP = b"\x1f\x8b"
+# of a file before its values: header and extensions
+_MAX_HEADER_BYTES = 2**20
 # Two programs rarely write the same affine to the last bit.
 _TOLERANCE = 1e-3
 
@@ -60,13 +63,14 @@ class Scan:
         return spacing
 
 
-def read_nifti(path: Path, data: bytes, *, example: Size) -> Scan:
-    """Decode a gzipped NIfTI file; the header is checked before the data.
+def read_nifti(path: Path, data: bytes, *, example: Size, max_pixels: int = MAX_PIXELS) -> Scan:
+    """Decode a NIfTI file, gzipped or not; the header is checked before the data.
 
     Args:
         path: named in messages.
         data: content of the file.
         example: shape of an official file; a last axis of length 1 is not returned.
+        max_pixels: the largest number of voxels; little more than theirs is ever unpacked.
 
     Raises:
         InputError: no such file, truncated, gigantic, without numbers, or of another number of
@@ -81,7 +85,7 @@ def read_nifti(path: Path, data: bytes, *, example: Size) -> Scan:
     num_axes = sum(length > 1 for length in example)
     kind = "slice" if num_axes == 2 else "volume"
     try:
-        with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
+        with io.BytesIO(_unpacked(data, 8 * max_pixels + _MAX_HEADER_BYTES)) as stream:
             image: Any = nibabel.Nifti1Image.from_stream(stream)
             shape = tuple(image.shape)
             is_short = len(shape) < num_axes or min(shape) < 1
@@ -89,8 +93,8 @@ def read_nifti(path: Path, data: bytes, *, example: Size) -> Scan:
                 raise InputError(f"{path}: shape {shape}, expected one {kind} such as {example}")
             if image.get_data_dtype().kind not in "uif":
                 raise InputError(f"{path}: expected numbers, got {image.get_data_dtype()} values")
-            if math.prod(shape) > MAX_PIXELS:
-                raise InputError(f"{path}: shape {shape} is above {MAX_PIXELS} pixels; shrink it")
+            if math.prod(shape) > max_pixels:
+                raise InputError(f"{path}: shape {shape} is above {max_pixels} pixels; shrink it")
             return Scan(path, image.get_fdata().reshape(shape[:num_axes]), image.affine)
     except (
         OSError,
@@ -102,9 +106,17 @@ def read_nifti(path: Path, data: bytes, *, example: Size) -> Scan:
         *nibabel_errors,
     ) as error:
         raise InputError(
-            f"{path}: expected a complete gzipped NIfTI file, got a broken or truncated one;"
-            " copy the original again"
+            f"{path}: expected a complete NIfTI file, gzipped or not, got a broken or truncated"
+            " one; copy the original again"
         ) from error
+
+
+def _unpacked(data: bytes, max_bytes: int) -> bytes:
+    """The content of a file, no more of it than may be: a small one can stand for gigabytes."""
+    if not data.startswith(_GZIP):
+        return data
+    with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
+        return stream.read(max_bytes)
 
 
 def require_grid(scan: Scan, *, axes: str, spacing_mm: float, shape: Size | None = None) -> None:
@@ -180,8 +192,15 @@ def resample(image: NDArray[np.float32], labels: NDArray[np.uint8], size: Size) 
     Returns:
         Image (1, *size), labels (*size).
     """
-    pixels = torch.from_numpy(image)[None, None]
     marks = torch.from_numpy(labels)[None, None]
+    if image.shape != size:
+        marks = torch.nn.functional.interpolate(marks, size, mode="nearest-exact")
+    return resample_image(image, size), marks[0, 0].numpy()
+
+
+def resample_image(image: NDArray[np.float32], size: Size) -> NDArray[np.float32]:
+    """The image (1, *size) of `resample` alone."""
+    pixels = torch.from_numpy(image)[None, None]
     if image.shape != size:
         if len(size) == 2:
             pixels = _smooth(pixels, size)
@@ -190,8 +209,47 @@ def resample(image: NDArray[np.float32], labels: NDArray[np.uint8], size: Size) 
             pixels = _smooth(pixels[0], size[1:]).transpose(1, 2)
             pixels = _smooth(pixels, (size[0], size[2])).transpose(1, 2)[None]
         pixels = pixels.clamp(-1, 1)
-        marks = torch.nn.functional.interpolate(marks, size, mode="nearest-exact")
-    return pixels[0].numpy(), marks[0, 0].numpy()
+    resampled: NDArray[np.float32] = pixels[0].numpy()
+    return resampled
+
+
+def resampled_affine(scan: Scan, size: Size) -> NDArray[np.float64]:
+    """The affine (4, 4) of a volume that was resampled to another size: its edges stay."""
+    scales = np.array([own / wanted for own, wanted in zip(scan.values.shape, size, strict=True)])
+    to_scan = np.diag([*scales, 1.0])
+    to_scan[:3, 3] = (scales - 1) / 2
+    return scan.affine @ to_scan
+
+
+def read_unit_volume(
+    path: Path, data: bytes, *, size: Size, max_pixels: int = MAX_PIXELS
+) -> ReadImage:
+    """A volume with intensities in [0, 1], of any grid, resampled.
+
+    Raises:
+        InputError: no such file, or other intensities.
+    """
+    scan = read_nifti(path, data, example=size, max_pixels=max_pixels)
+    return ReadImage(
+        resample_image(unit_intensities(scan, hint="scale them"), size),
+        resampled_affine(scan, size),
+    )
+
+
+def unit_intensities(scan: Scan, *, hint: str) -> NDArray[np.float32]:
+    """Intensities of [0, 1] as ones in [-1, 1].
+
+    Raises:
+        InputError: some are outside, NaN among them; `hint` ends the message.
+    """
+    values = scan.values
+    # A scaled image may end a rounding error above 1.
+    if not (values.min() >= -1e-3 and values.max() <= 1 + 1e-3):
+        raise InputError(
+            f"{scan.path}: intensities in [{values.min():g}, {values.max():g}], expected"
+            f" [0, 1]; {hint}"
+        )
+    return (np.clip(values, 0, 1) * 2 - 1).astype(np.float32)
 
 
 def _smooth(pixels: torch.Tensor, size: Size) -> torch.Tensor:

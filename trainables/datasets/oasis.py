@@ -32,14 +32,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from search_spaces.errors import InputError
 from trainables.datasets import oasis_labels
 from trainables.datasets.base import (
+    MAX_PIXELS,
     Column,
     DatasetReport,
     DatasetSource,
     ImageDataset,
+    ReadImage,
     Size,
     require_size,
 )
@@ -54,11 +57,15 @@ from trainables.datasets.files import (
     read_text,
 )
 from trainables.datasets.nifti import (
+    Scan,
     read_nifti,
     require_grid,
     require_same_affine,
     require_same_shape,
     resample,
+    resample_image,
+    resampled_affine,
+    unit_intensities,
     whole_labels,
 )
 
@@ -219,23 +226,46 @@ def _decode(
     image = read_nifti(sample.image_path, image_bytes, example=example)
     mask = read_nifti(sample.mask_path, mask_bytes, example=example)
     require_same_shape(image, mask)
+    _require_grid(layout, image)
     if len(kind.size) == 3:
-        require_grid(image, axes=AXES, spacing_mm=kind.spacing_mm, shape=kind.size)
         require_same_affine(image, mask)
-    values = image.values
-    # A scaled image may end a rounding error above 1.
-    if not (values.min() >= -1e-3 and values.max() <= 1 + 1e-3):
-        raise InputError(
-            f"{sample.image_path}: intensities in [{values.min():g}, {values.max():g}], expected"
-            f" [0, 1]; use the normalised {layout.image_name.removesuffix('.nii.gz')} of the"
-            " release"
-        )
+    pixels = _intensities(layout, image)
     labels = whole_labels(
         mask,
         layout.segmentation,
         hint=f"use {layout.mask_name.removesuffix('.nii.gz')} of the release",
     )
-    return resample((np.clip(values, 0, 1) * 2 - 1).astype(np.float32), labels, size)
+    return resample(pixels, labels, size)
+
+
+def read(
+    path: Path,
+    data: bytes,
+    *,
+    size: Size,
+    max_pixels: int = MAX_PIXELS,
+    files: str = "slice",
+    segmentation: int | None = None,
+) -> ReadImage:
+    """One more normalised slice or volume, as `load` makes it; see `DatasetSource.read`."""
+    layout = _layout(files, segmentation)
+    kind = layout.kind
+    example = kind.size if len(kind.size) == 3 else (*kind.size, 1)
+    image = read_nifti(path, data, example=example, max_pixels=max_pixels)
+    _require_grid(layout, image)
+    affine = resampled_affine(image, size) if len(kind.size) == 3 else None
+    return ReadImage(resample_image(_intensities(layout, image), size), affine)
+
+
+def _require_grid(layout: _Layout, image: Scan) -> None:
+    kind = layout.kind
+    if len(kind.size) == 3:
+        require_grid(image, axes=AXES, spacing_mm=kind.spacing_mm, shape=kind.size)
+
+
+def _intensities(layout: _Layout, image: Scan) -> NDArray[np.float32]:
+    name = layout.image_name.removesuffix(".nii.gz")
+    return unit_intensities(image, hint=f"use the normalised {name} of the release")
 
 
 def _listing(layout: _Layout, root: Path) -> Listing:
@@ -377,4 +407,5 @@ SOURCE = DatasetSource(
     check=check,
     labels_of=lambda options: _layout_of(options).labels,
     size_of=lambda options: _layout_of(options).kind.size,
+    read=read,
 )

@@ -27,6 +27,7 @@ from trainables.datasets.files import (
     decode_image,
     load_files,
     open_listing,
+    read_picture,
     read_text,
     relabel,
     resize_pair,
@@ -142,4 +143,5 @@ SOURCE = DatasetSource(
     size=SIZE,
     load=load,
     check=check,
+    read=read_picture,
 )

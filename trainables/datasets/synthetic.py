@@ -27,12 +27,16 @@ from numpy.typing import NDArray
 
 from search_spaces.errors import InputError
 from trainables.datasets.base import (
+    MAX_PIXELS,
     DatasetReport,
     DatasetSource,
     ImageDataset,
+    ReadImage,
     Size,
     require_size,
 )
+from trainables.datasets.files import decode_image, resize_image
+from trainables.datasets.nifti import read_unit_volume
 
 SIZE = (64, 64)
 NUM_LABELS = 4
@@ -130,6 +134,33 @@ def load(
         targets=targets,
         digest=digest.hexdigest(),
     )
+
+
+def read(
+    path: Path,
+    data: bytes,
+    *,
+    size: Size,
+    max_pixels: int = MAX_PIXELS,
+    channels: int = 1,
+    **_: Any,
+) -> ReadImage:
+    """A picture, grey or in colour as `channels` says, or a volume with intensities in [0, 1].
+
+    There are no files to read as `load` would: a picture or a volume of the image that `load`
+    generates, scaled to [0, 1], gives that image again.
+
+    Raises:
+        InputError: no such file, or a number of channels that no file has.
+    """
+    if len(size) == 3 and channels == 1:
+        return read_unit_volume(path, data, size=size, max_pixels=max_pixels)
+    if len(size) == 3 or channels not in (1, 3):
+        raise InputError(
+            f"dataset 'synthetic': no file holds {channels} channels of {len(size)} axes"
+        )
+    image = decode_image(path, data, "L" if channels == 1 else "RGB", max_pixels=max_pixels)
+    return ReadImage(resize_image(path, image, size))
 
 
 def check(root: Path) -> DatasetReport:
@@ -357,4 +388,5 @@ SOURCE = DatasetSource(
     load=load,
     check=check,
     labels_of=_labels_of_options,
+    read=read,
 )

@@ -26,6 +26,7 @@ from trainables.datasets.files import (
     decode_image,
     load_files,
     open_listing,
+    read_picture,
     read_rows,
     relabel,
     resize_pair,
@@ -149,4 +150,5 @@ SOURCE = DatasetSource(
     size=SIZE,
     load=load,
     check=check,
+    read=read_picture,
 )

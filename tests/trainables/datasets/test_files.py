@@ -54,7 +54,7 @@ def test_broken_and_truncated_images_are_refused():
 
 def test_formats_that_start_programs_are_not_decoded():
     script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
-    with pytest.raises(InputError, match="expected a complete BMP, GIF, JPEG, PNG image"):
+    with pytest.raises(InputError, match="expected a complete BMP, GIF, JPEG, PNG, TIFF image"):
         decode_image(Path("a.bmp"), script, "RGB")
 
 

@@ -189,7 +189,7 @@ def test_foreign_label_is_refused(root):
 def test_truncated_volume_is_refused_and_counted_out(root):
     path = first(root, "imagesTr")
     path.write_bytes(path.read_bytes()[:-300])
-    with pytest.raises(InputError, match="expected a complete gzipped NIfTI file"):
+    with pytest.raises(InputError, match="expected a complete NIfTI file"):
         msd_hippocampus.load(root)
     report = msd_hippocampus.check(root)
     assert (report.num_images, len(report.problems)) == (2, 1)
@@ -206,3 +206,12 @@ def test_real_data(data_dir):
     assert sizes == {"train": 133, "val": 33, "test": 42}
     report = msd_hippocampus.check(data_dir / "msd_hippocampus" / "Task04_Hippocampus")
     assert (report.num_images, report.problems) == (208, ())
+
+
+def test_one_more_volume_is_read_as_those_of_the_folder_are_and_lies_where_it_lay(root):
+    path = root / "Task04_Hippocampus" / "imagesTr" / "hippocampus_010.nii.gz"
+    read = msd_hippocampus.SOURCE.read(path, path.read_bytes(), size=(48, 64, 48))
+    np.testing.assert_array_equal(read.pixels, msd_hippocampus.load(root).images[2])
+    # 60 x 40 x 35 voxels: six are cut off at the front of the first axis, twelve and six put before
+    np.testing.assert_array_equal(read.affine[:3, 3], [6, -12, -6])
+    np.testing.assert_array_equal(read.affine[:3, :3], np.eye(3))

@@ -1,5 +1,6 @@
 import gzip
 import struct
+import tracemalloc
 from pathlib import Path
 
 import nibabel
@@ -79,8 +80,8 @@ def test_values_that_are_no_numbers_are_refused(dtype):
 
 def test_broken_and_truncated_volumes_are_refused():
     data = encode(np.random.default_rng(0).random((8, 8, 8)))
-    for broken in (b"", b"no image", data[:-300], gzip.decompress(data)):
-        with pytest.raises(InputError, match=r"a\.nii\.gz: expected a complete gzipped NIfTI file"):
+    for broken in (b"", b"no image", data[:-300], gzip.decompress(data)[:-300]):
+        with pytest.raises(InputError, match=r"a\.nii\.gz: expected a complete NIfTI file"):
             read_nifti(PATH, broken, example=EXAMPLE)
 
 
@@ -178,3 +179,23 @@ def test_the_own_size_changes_nothing():
     volume = torch.rand(3, 4, 5, generator=torch.Generator().manual_seed(0)).numpy()
     image, _ = resample(volume, np.zeros((3, 4, 5), np.uint8), (3, 4, 5))
     np.testing.assert_array_equal(image[0], volume)
+
+
+def test_little_more_is_unpacked_than_the_voxels_that_may_be():
+    header = nibabel.Nifti1Header()
+    header.set_data_shape((4, 4, 4))
+    header["vox_offset"] = 2**26
+    bomb = gzip.compress(header.binaryblock + bytes(2**26 + 512), 1)
+    assert len(bomb) < 2**20
+    tracemalloc.start()
+    with pytest.raises(InputError, match="broken or truncated"):
+        read_nifti(PATH, bomb, example=EXAMPLE, max_pixels=64)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**24
+
+
+def test_a_file_may_come_unpacked():
+    volume = np.arange(24.0).reshape(2, 3, 4)
+    data = gzip.decompress(encode(volume))
+    np.testing.assert_array_equal(read_nifti(PATH, data, example=EXAMPLE).values, volume)

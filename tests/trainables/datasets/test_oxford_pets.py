@@ -96,3 +96,9 @@ def test_real_data(data_dir):
     np.testing.assert_array_equal(np.unique(dataset.classes), [0, 1, 5])
     np.testing.assert_array_equal(np.unique(dataset.masks), [0, 1])
     assert 0.2 < dataset.masks.mean() < 0.5
+
+
+def test_one_more_picture_is_read_as_those_of_the_folder_are(root):
+    path = root / "images" / "Bengal_1.jpg"
+    read = oxford_pets.SOURCE.read(path, path.read_bytes(), size=(6, 6))
+    np.testing.assert_array_equal(read.pixels, oxford_pets.load(root, size=(6, 6)).images[1])

@@ -1,5 +1,10 @@
+import io
+from pathlib import Path
+
+import nibabel
 import numpy as np
 import pytest
+from PIL import Image
 
 from search_spaces.errors import InputError
 from trainables.datasets import synthetic
@@ -143,3 +148,28 @@ def test_size_of_the_grid_does_not_move_structures():
 def test_options_outside_their_range_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         synthetic.load(**options)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_picture_of_an_image_gives_that_image_again(channels):
+    image = synthetic.load(num_images=1, channels=channels, size=(16, 20)).images[0]
+    stored = np.round((image + 1) * 127.5).astype(np.uint8)
+    data = io.BytesIO()
+    Image.fromarray(stored[0] if channels == 1 else np.moveaxis(stored, 0, -1)).save(data, "TIFF")
+    read = synthetic.SOURCE.read(
+        Path("image"), data.getvalue(), size=(16, 20), channels=channels, num_images=1
+    )
+    np.testing.assert_allclose(read.pixels, image, atol=0.5 / 127.5 + 1e-6)  # 8 bits
+
+
+def test_a_volume_of_an_image_gives_that_image_again():
+    image = synthetic.load(num_images=1, size=(8, 10, 12)).images[0]
+    volume = nibabel.Nifti1Image((image[0] + 1) / 2, np.diag([2.0, 2.0, 2.0, 1.0]))
+    read = synthetic.SOURCE.read(Path("image"), volume.to_bytes(), size=(8, 10, 12))
+    np.testing.assert_allclose(read.pixels, image, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(read.affine, volume.affine)
+
+
+def test_files_cannot_hold_any_number_of_channels():
+    with pytest.raises(InputError, match="no file holds 2 channels of 2 axes"):
+        synthetic.SOURCE.read(Path("image"), b"", size=(8, 8), channels=2)

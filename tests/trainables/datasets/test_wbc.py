@@ -166,3 +166,12 @@ def test_real_data(data_dir):
     assert [len(indices) for indices in split_indices(dataset, seed=0).values()] == [205, 51, 64]
     report = wbc.check(data_dir / "wbc")
     assert (report.num_images, report.problems) == (320, ())
+
+
+def test_one_more_picture_is_read_as_those_of_the_folder_are(root):
+    dataset = wbc.load(root, size=(8, 8))
+    path = root / "Dataset 1" / "002.bmp"
+    read = wbc.SOURCE.read(path, path.read_bytes(), size=(8, 8))
+    np.testing.assert_array_equal(read.pixels, dataset.images[1])
+    with pytest.raises(InputError, match="more than 100 pixels"):
+        wbc.SOURCE.read(path, path.read_bytes(), size=(8, 8), max_pixels=100)
