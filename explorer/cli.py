@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from explorer import documents
 from explorer.exploration import (
     Exploration,
     exploration_ids,
@@ -34,6 +35,7 @@ from explorer.presentation import (
     show_table,
 )
 from explorer.progress import ProgressReport
+from explorer.quantities import parse_quantity
 from explorer.queries import Answer, Bound, parse_bound
 from explorer.specs import load_spec
 from search_spaces.errors import InputError, RunError, UserError
@@ -169,20 +171,9 @@ def list_explorations(runs_dir: RunsDir = None, as_json: Json = False) -> None:
     for exploration_id in exploration_ids(runs):
         exploration = Exploration(runs / exploration_id)
         try:
-            state, spec = exploration.state, exploration.spec
+            rows.append(documents.listed(exploration))
         except InputError as error:
             typer.echo(f"left out: {error}", err=True)
-            continue
-        rows.append(
-            {
-                "exploration_id": exploration_id,
-                "name": spec.name,
-                "method": spec.method,
-                "dataset": spec.dataset.name,
-                "status": state["status"],
-                "num_measurements": state["num_measurements"],
-            }
-        )
     _print(rows, as_json, lambda: show_table(rows, empty=f"no explorations in {runs}"))
 
 
@@ -190,13 +181,7 @@ def list_explorations(runs_dir: RunsDir = None, as_json: Json = False) -> None:
 def show(exploration_id: Id, runs_dir: RunsDir = None, as_json: Json = False) -> None:
     """Show an exploration's state and its spec with every default written out."""
     exploration = open_exploration(exploration_id, runs_dir)
-    document = {
-        "exploration_id": exploration_id,
-        "folder": str(exploration.folder),
-        **exploration.state,
-        "trials": exploration.trials(),
-        "spec": exploration.spec.model_dump(mode="json"),
-    }
+    document = documents.shown(exploration)
 
     def text() -> None:
         for name, value in document.items():
@@ -229,11 +214,7 @@ def cost(
     except InputError as error:
         domains = ", ".join(f"{parameter.name} {parameter.domain}" for parameter in space)
         raise InputError(f"--at: {error}; give one --at NAME=VALUE each: {domains}") from None
-    document = {
-        "conditioning": conditioning,
-        "costs": trainable.costs(conditioning),
-        "sizes": trainable.sizes(conditioning),
-    }
+    document = documents.costs(trainable, conditioning)
     _print(document, as_json, lambda: show_costs(document))
 
 
@@ -260,12 +241,7 @@ def frontier(
     """Print the nondominated settings, chosen on validation, with their test values."""
     exploration = open_exploration(exploration_id, runs_dir)
     points = exploration.frontier(method=method)
-    document: dict[str, Any] = {
-        "exploration_id": exploration_id,
-        "method": method or exploration.spec.method,
-        "frontier": [point.to_json() for point in points],
-        "status": _status(exploration),
-    }
+    document = documents.front(exploration, points, method=method, status=_status(exploration))
     if compare:
         document["comparison"] = exploration.compare(method=method, ranges=_ranges(between))
     if plot is not None:
@@ -335,7 +311,7 @@ def query(
         answer = ask()
         if (answer.point, answer.nearest) == (before.point, before.nearest):
             typer.echo("refining found nothing better: the answer is the one before", err=True)
-    document = {**answer.to_json(), "status": _status(exploration)}
+    document = documents.answered(answer, status=_status(exploration))
     asked = [objective.name] if objective else []
     _print(document, as_json, lambda: show_answer(answer, asked=asked))
     if not answer.feasible:
@@ -406,7 +382,7 @@ def optimize(
         )
         if plot is not None:
             found.plot(plot)
-    document = {**found.to_json(), "status": _status(exploration)}
+    document = documents.optimized(found, status=_status(exploration))
 
     def text() -> None:
         show_optima(document)
@@ -472,6 +448,55 @@ def ui(
     typer.echo(f"MLflow UI: http://{host}:{port} (stop with Ctrl-C)", err=True)
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
     os.execv(sys.executable, [*command, "--host", host, "--port", str(port)])
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8080,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--token-file",
+            metavar="FILE",
+            help="Holds a token that every request must bear; needed wherever others can reach it.",
+        ),
+    ] = None,
+    max_upload: Annotated[
+        str, typer.Option("--max-upload", help="Largest request, in bytes: 64M.")
+    ] = "64M",
+    time_limit: Annotated[
+        float,
+        typer.Option("--time-limit", min=0.1, help="Seconds of one prediction or optimisation."),
+    ] = 120.0,
+    replicas: Annotated[int, typer.Option("--replicas", min=1, help="Processes that answer.")] = 1,
+    runs_dir: RunsDir = None,
+) -> None:
+    """Answer over HTTP: explorations, frontiers, queries, costs, predictions, optima.
+
+    Described at /docs and /openapi.json. Ends at Ctrl-C. Example:
+
+        explorer serve --host 0.0.0.0 --token-file token.txt
+    """
+    try:
+        from explorer.serving import Settings
+        from explorer.serving import serve as serve_forever
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{error.name} is missing: pip install 'pareto-explorer[serve]' brings what explorer "
+            f"serve needs"
+        ) from error
+    settings = Settings(
+        runs_dir=str(runs_place(runs_dir)),
+        host=host,
+        port=port,
+        token_file=token_file,
+        max_upload_bytes=max(1, int(parse_quantity(max_upload))),
+        time_limit_s=time_limit,
+        replicas=replicas,
+    )
+    with _stdout_to_stderr():
+        serve_forever(settings, ProgressReport())
 
 
 @app.command()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -77,6 +78,7 @@ class Exploration:
         self.folder, self.extensions = folder, extensions or Extensions()
         self.id = folder.name
         self._loaded: _Loaded | None = None
+        self._lock = threading.Lock()  # several threads may ask: one reads the table
         if not (folder / "state.json").is_file():
             known = ", ".join(e for e in exploration_ids(folder.parent)) or "none"
             raise InputError(f"no exploration {self.id!r} in {folder.parent}; there are: {known}")
@@ -129,14 +131,15 @@ class Exploration:
         Raises:
             InputError: nothing of that method, split and seeds was measured.
         """
-        loaded = self._load()
         key = (method or self.spec.method, split, None if seeds is None else tuple(sorted(seeds)))
-        table = loaded.tables.get(key)
-        if table is None:
-            table = PointTable.of(loaded.columns, method=key[0], split=split, seeds=key[2])
-            loaded.tables[key] = table
-            for old in list(loaded.tables)[:-MAX_POINT_TABLES]:
-                loaded.tables.pop(old, None)
+        with self._lock:
+            loaded = self._load()
+            table = loaded.tables.get(key)
+            if table is None:
+                table = PointTable.of(loaded.columns, method=key[0], split=split, seeds=key[2])
+                loaded.tables[key] = table
+                for old in list(loaded.tables)[:-MAX_POINT_TABLES]:
+                    loaded.tables.pop(old, None)
         return table
 
     def _load(self) -> _Loaded:
@@ -337,9 +340,12 @@ class Exploration:
         trainable, module = trained_model(self.folder / "trials" / trial_id, self.spec)
         return RegisteredPairs(trainable, module, samples[split].arrays, samples[split].ids)
 
-    def frontier(self, *, method: str | None = None) -> list[Point]:
-        """The nondominated points of a method on validation, by ascending last objective."""
-        table = self.points(method=method)
+    def frontier(self, *, method: str | None = None, split: str = "val") -> list[Point]:
+        """The nondominated points of a method on a split, by ascending last objective.
+
+        Choose on validation: a front on `test` is to be looked at.
+        """
+        table = self.points(method=method, split=split)
         points = [table.point(int(index)) for index in table.frontier(self.objectives).ids]
         last = self.objectives[-1].name
         return sorted(points, key=lambda point: {**point.metrics, **point.costs}[last])
@@ -443,7 +449,7 @@ def open_exploration(
         InputError: there is none of that id, or no such place.
         RunError: the object store does not answer.
     """
-    _require_id(exploration_id)
+    require_id(exploration_id)
     return Exploration(runs_place(runs_dir) / exploration_id, extensions=extensions)
 
 
@@ -484,7 +490,7 @@ def run(
     spec = spec.extended(extensions or Extensions())
     objectives = check_spec(spec)
     if exploration_id is not None:
-        _require_id(exploration_id)
+        require_id(exploration_id)
     elif not new:
         _refuse_unfinished(spec, runs)
     progress.say(f"reading the data set {spec.dataset.name}")
@@ -552,7 +558,12 @@ def _unchanged_data(exploration: Exploration, progress: ProgressReport) -> Image
     return dataset
 
 
-def _require_id(exploration_id: str) -> None:
+def require_id(exploration_id: str) -> None:
+    """Refuse what can be no exploration's id, and could lead out of the runs directory.
+
+    Raises:
+        InputError: it is of other characters.
+    """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", exploration_id):
         raise InputError(f"expected an exploration id such as demo-1, got {exploration_id!r}")
 

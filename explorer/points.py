@@ -224,6 +224,26 @@ class PointRows:
             trial_ids=tuple(sorted(str(trials[row]) for row in rows)),
         )
 
+    def settings_of(self, names: Iterable[str]) -> dict[str, NDArray[Any]]:
+        """Values (p,) of some conditioning parameters, texts where they are categories."""
+        first = self.rows[self.offsets[:-1]]
+        found: dict[str, NDArray[Any]] = {}
+        for name in names:
+            values = self.columns[f"conditioning/{name}"]
+            if isinstance(values, Coded):
+                found[name] = np.array(values.names)[values.codes[first]]
+            else:
+                found[name] = values[first]
+        return found
+
+    def metrics_by_trial(self, index: int) -> dict[str, dict[str, float]]:
+        """What each training of the point at a position measured, without what it did not."""
+        trials: Any = self.columns["trial_id"]
+        return {
+            str(trials[row]): self._summaries("metric/", [row], _mean)
+            for row in self.rows[self.offsets[index] : self.offsets[index + 1]]
+        }
+
     def conditioning(self, index: int) -> Iterator[tuple[str, float | str]]:
         """The setting of the point at a position; what it does not have is left out."""
         row = int(self.rows[self.offsets[index]])

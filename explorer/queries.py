@@ -203,6 +203,34 @@ class PointTable:
         """The point at a position in setting order."""
         return self._rows.point(index, metrics=self.metrics, costs=self.costs)
 
+    def distances(
+        self, conditioning: Mapping[str, float | str], scales: Mapping[str, float]
+    ) -> Floats:
+        """How far (p,) each point's setting is from another one: the largest over its parameters.
+
+        Args:
+            conditioning: the other setting; of another category is a distance of one.
+            scales: by which differences of numbers are divided, by name.
+        """
+        settings = self._rows.settings_of(conditioning)
+        parts = [
+            np.abs(np.asarray(settings[name], dtype=np.float64) - value) / scales[name]
+            if not isinstance(value, str)
+            else np.asarray(settings[name] != value, dtype=np.float64)
+            for name, value in conditioning.items()
+        ]
+        largest: Floats = np.max(parts, axis=0)
+        return largest
+
+    def best_trial(self, index: int, objective: Objective) -> str:
+        """The training that is best in a metric at the point at a position; the first of equals."""
+        losses = {
+            trial_id: objective.to_loss(values[objective.name])
+            for trial_id, values in self._rows.metrics_by_trial(index).items()
+            if objective.name in values
+        }
+        return min(losses, key=lambda trial_id: losses[trial_id])
+
     def query(
         self,
         bounds: Iterable[Bound],

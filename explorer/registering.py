@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,16 +71,13 @@ class RegisteredPairs:
             IndexError: there is no such row.
             InputError: the setting is not of the model's conditioning.
         """
-        images = torch.from_numpy(self.pairs.batch([row])[0])
+        pair = self.pairs.batch([row])[0][0]
         space = self.trainable.problem.space.conditioning
         asked = space.validate({name: own for name, own in setting.items() if name in space.names})
         with torch.inference_mode():
-            displacement = self.trainable.materialize(self.module, asked)(images)
-            moved = warp(images[:, :1], displacement)[0, 0]
-        moving, fixed = images[0].numpy()
-        return RegisteredPair(
-            self.names[row], setting, moving, fixed, moved.numpy(), displacement[0].numpy()
-        )
+            network = self.trainable.materialize(self.module, asked)
+        moved, displacement = register(network, pair)
+        return RegisteredPair(self.names[row], setting, pair[0], pair[1], moved, displacement)
 
     def figure(
         self, settings: Sequence[Config], *, row: int = 0, best: Config | None = None
@@ -97,14 +95,26 @@ class RegisteredPairs:
         found = [(name, self.at(setting, row=row)) for name, setting in named]
         first = found[0][1]
         return registration_panels(
-            _slice(first.moving),
-            _slice(first.fixed),
-            [(name, _slice(one.moved), _slice_of_field(one.displacement)) for name, one in found],
+            middle_slice(first.moving),
+            middle_slice(first.fixed),
+            [
+                (name, middle_slice(one.moved), _slice_of_field(one.displacement))
+                for name, one in found
+            ],
             title=f"{first.name.replace('>', ' to ')}, by {self.trainable.method}",
         )
 
 
-def _slice(image: Image) -> Image:
+def register(network: nn.Module, pair: Image) -> tuple[Image, Image]:
+    """The moved image (*spatial) and the displacement (d, *spatial) of a pair (2, *spatial)."""
+    images = torch.from_numpy(pair)[None]
+    with torch.inference_mode():
+        displacement: torch.Tensor = network(images)
+        moved = warp(images[:, :1], displacement)
+    return moved[0, 0].numpy(), displacement[0].numpy()
+
+
+def middle_slice(image: NDArray[Any]) -> NDArray[Any]:
     """A picture (H, W) as it is; of a volume the middle slice across its second axis."""
     return image if image.ndim == 2 else image[:, image.shape[1] // 2]
 

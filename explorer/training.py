@@ -598,10 +598,13 @@ def trained_model(folder: Place, spec: ExplorationSpec) -> tuple[Trainable, nn.M
 
 
 @contextmanager
-def ray_session(progress: ProgressReport | None = None) -> Iterator[None]:
+def ray_session(
+    progress: ProgressReport | None = None, *, log_to_driver: bool = False
+) -> Iterator[None]:
     """Join the cluster that RAY_ADDRESS names, or start a private one for the time being.
 
-    A session that is already there is used and left alone; `progress` is told of another.
+    A session that is already there is used and left alone; `progress` is told of another. What
+    workers print is shown where `log_to_driver` says so.
 
     Raises:
         RunError: the cluster cannot be reached.
@@ -619,14 +622,14 @@ def ray_session(progress: ProgressReport | None = None) -> Iterator[None]:
     handler = signal.getsignal(signal.SIGTERM)
     try:
         if address:
-            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=log_to_driver)
         else:
             ray.init(
                 address="local",
                 num_cpus=os.cpu_count(),
                 include_dashboard=False,
                 logging_level=logging.ERROR,
-                log_to_driver=False,
+                log_to_driver=log_to_driver,
             )
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         place = f"RAY_ADDRESS={address}" if address else "the local Ray"
