@@ -633,6 +633,7 @@ def serve(settings: Settings, progress: ProgressReport) -> None:
     runs_dir = str(runs.absolute()) if isinstance(runs, Path) else str(runs)
     settings = settings.model_copy(update={"runs_dir": runs_dir})
     _require_free(settings.host, settings.port)
+    logger.setLevel(logging.WARNING)
     logs = LoggingConfig(log_level="WARNING", enable_access_log=False)
     with ray_session(progress, log_to_driver=True):
         _require_processors(settings.replicas)
@@ -658,7 +659,9 @@ def serve(settings: Settings, progress: ProgressReport) -> None:
         except (ray.exceptions.RayError, RuntimeError) as error:
             raise RunError(f"the service died: {str(error).splitlines()[0]}") from error
         finally:
-            ray_serve.shutdown()  # type: ignore[no-untyped-call]  # ray's
+            ray_serve.delete(APP_NAME)  # after the requests that are under way
+            if os.environ.get("RAY_ADDRESS"):  # a private Ray ends with this process
+                ray_serve.shutdown()  # type: ignore[no-untyped-call]  # ray's
 
 
 def _token_digest(settings: Settings) -> bytes | None:

@@ -25,6 +25,7 @@ import query
 import racing
 import registration
 import sampling
+import serving
 import step
 import throughput
 import torch
@@ -43,6 +44,7 @@ BENCHMARKS: dict[str, Callable[[], Mapping[str, Sequence[Row]]]] = {
     "overhead": overhead.measure,
     "tracking": tracking.measure,
     "sampling": sampling.measure,
+    "serving": serving.measure,
 }
 DETAILS = {"channels_last", "weights", "rounds", "ratio_of_sums", "first_ms", "calls"}  # JSON only
 BUSY = 0.3  # load average per core from which the numbers are called provisional
