@@ -479,6 +479,9 @@ def serve(
         explorer serve --host 0.0.0.0 --token-file token.txt
     """
     try:
+        from explorer.guarding import token_digest
+
+        token_digest(host, token_file)  # before the imports, which take seconds
         from explorer.serving import Settings
         from explorer.serving import serve as serve_forever
     except ModuleNotFoundError as error:

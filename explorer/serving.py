@@ -1,7 +1,7 @@
 """The HTTP service: FastAPI on Ray Serve.
 
 What is answered is the command line's JSON, made by the same code (`explorer.documents`); here are
-the endpoints, who may ask (`Guard`), what a mistake is called, and how the service is started.
+the endpoints, what a mistake is called, and how the service is started.
 Settings travel to the replicas, not the app: each builds its own.
 """
 
@@ -9,15 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import hashlib
-import hmac
-import ipaddress
-import json
 import logging
-import math
 import os
 import socket
-import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,14 +24,13 @@ import ray
 import ray.exceptions
 from fastapi import Depends, FastAPI, File, Form, Query, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel, Json
 from ray import serve as ray_serve
 from ray.serve.schema import LoggingConfig
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from explorer import bodies, documents
 from explorer.answering import (
@@ -50,6 +43,7 @@ from explorer.answering import (
     images_of,
 )
 from explorer.exploration import Exploration, open_exploration
+from explorer.guarding import OPEN_PATHS, Guard, PlainJSON, token_digest
 from explorer.models import image_size
 from explorer.places import place_of, runs_place
 from explorer.predicting import Prediction
@@ -61,8 +55,6 @@ from search_spaces.errors import InputError, RunError
 from search_spaces.problem import Objective
 
 APP_NAME = "explorer"
-OPEN_PATHS = ("/health", "/ready")  # that nobody needs a token for
-MAX_JSON_BYTES = 4 * 2**20
 CHECK_S = 2.0  # between looks at the service while it runs
 
 Returned: TypeAlias = Literal["json", "mask", "moved", "overlay"]
@@ -104,17 +96,6 @@ class BadValueError(Exception):
     def __init__(self, location: Location, message: str) -> None:
         super().__init__(message)
         self.location = location
-
-
-class PlainJSON(JSONResponse):
-    """JSON of ASCII alone; what is not finite is null."""
-
-    def render(self, content: Any) -> bytes:
-        try:
-            text = json.dumps(content, allow_nan=False, separators=(",", ":"))
-        except ValueError:
-            text = json.dumps(_finite(content), allow_nan=False, separators=(",", ":"))
-        return text.encode("ascii")
 
 
 class Service:
@@ -432,88 +413,7 @@ def naming(*location: str | int) -> Iterator[None]:
         raise BadValueError(location, str(error)) from error
 
 
-class Guard:
-    """Lets in who bears the token, as much as may be, and lets no error out but as one line.
-
-    Args:
-        app: that answers.
-        token_digest: sha256 of the token; None: nobody needs one.
-        max_upload_bytes: of a request with files; of others `MAX_JSON_BYTES` at most.
-    """
-
-    def __init__(self, app: ASGIApp, *, token_digest: bytes | None, max_upload_bytes: int) -> None:
-        self.app, self.token_digest = app, token_digest
-        self.max_upload_bytes = max_upload_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "websocket" and not self._may(scope):
-            await send({"type": "websocket.close", "code": 1008})
-            return
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        refusal = self._refusal(scope)
-        if refusal is not None:
-            await refusal(scope, receive, send)
-            return
-        has_begun, size = False, 0
-        limit = self._limit(scope)
-
-        async def limited() -> Message:
-            nonlocal size
-            message = await receive()
-            size += len(message.get("body", b""))
-            if size > limit:
-                raise _too_large(limit)
-            return message
-
-        async def noticed(message: Message) -> None:
-            nonlocal has_begun
-            has_begun = True
-            await send(message)
-
-        try:
-            await self.app(scope, limited, noticed)
-        except Exception:
-            logger.exception("%s %s failed", scope["method"], scope["path"])
-            if not has_begun:
-                response = PlainJSON({"detail": "the service failed; its log says why"}, 500)
-                await response(scope, receive, send)
-
-    def _refusal(self, scope: Scope) -> Response | None:
-        if not self._may(scope):
-            return PlainJSON(
-                {"detail": "expected the header Authorization: Bearer TOKEN, with the right token"},
-                401,
-                {"WWW-Authenticate": "Bearer"},
-            )
-        length = _header(scope, b"content-length")
-        if length.isdigit() and int(length) > self._limit(scope):
-            error = _too_large(self._limit(scope))
-            return PlainJSON({"detail": error.detail}, error.status_code)
-        return None
-
-    def _may(self, scope: Scope) -> bool:
-        if self.token_digest is None or scope["path"] in OPEN_PATHS:
-            return True
-        scheme, _, token = _header(scope, b"authorization").partition(b" ")
-        digest = hashlib.sha256(token.strip()).digest()
-        return hmac.compare_digest(digest, self.token_digest) and scheme.lower() == b"bearer"
-
-    def _limit(self, scope: Scope) -> int:
-        is_form = _header(scope, b"content-type").lower().startswith(b"multipart/form-data")
-        return self.max_upload_bytes if is_form else min(MAX_JSON_BYTES, self.max_upload_bytes)
-
-
-def _header(scope: Scope, name: bytes) -> bytes:
-    return next((value for key, value in scope["headers"] if key == name), b"")
-
-
-def _too_large(limit: int) -> HTTPException:
-    return HTTPException(413, f"the request is larger than {limit} bytes")
-
-
-def build_app(settings: Settings, token_digest: bytes | None) -> FastAPI:
+def build_app(settings: Settings, digest: bytes | None) -> FastAPI:
     """The app of one replica."""
     explorations = Explorations(place_of(settings.runs_dir))
     service = Service(explorations, time_limit_s=settings.time_limit_s)
@@ -537,7 +437,7 @@ def build_app(settings: Settings, token_digest: bytes | None) -> FastAPI:
     for kind, explain in handlers.items():
         app.exception_handler(kind)(_handler(explain))
     app.exception_handler(HTTPException)(_http_error)
-    app.add_middleware(Guard, token_digest=token_digest, max_upload_bytes=settings.max_upload_bytes)
+    app.add_middleware(Guard, token_digest=digest, max_upload_bytes=settings.max_upload_bytes)
     return app
 
 
@@ -590,24 +490,16 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
     return PlainJSON({"detail": error.detail}, error.status_code, error.headers)
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {key: _finite(own) for key, own in value.items()}
-    return [_finite(own) for own in value] if isinstance(value, list | tuple) else value
-
-
 def application(settings: Settings) -> ray_serve.Application:
     """The service as Ray Serve deploys it; `explorer.serving:application` of a Serve config.
 
     Raises:
         InputError: a host that others reach without a token, or no good file of one.
     """
-    token_digest = _token_digest(settings)
+    digest = token_digest(settings.host, settings.token_file)
 
     def build() -> FastAPI:
-        return build_app(settings, token_digest)
+        return build_app(settings, digest)
 
     deploy = ray_serve.deployment(
         name=APP_NAME,
@@ -628,7 +520,7 @@ def serve(settings: Settings, progress: ProgressReport) -> None:
         RunError: Ray cannot be started, or the service died.
         KeyboardInterrupt: it was asked to stop, and has.
     """
-    _token_digest(settings)
+    token_digest(settings.host, settings.token_file)
     runs = runs_place(settings.runs_dir)
     runs_dir = str(runs.absolute()) if isinstance(runs, Path) else str(runs)
     settings = settings.model_copy(update={"runs_dir": runs_dir})
@@ -662,40 +554,6 @@ def serve(settings: Settings, progress: ProgressReport) -> None:
             ray_serve.delete(APP_NAME)  # after the requests that are under way
             if os.environ.get("RAY_ADDRESS"):  # a private Ray ends with this process
                 ray_serve.shutdown()  # type: ignore[no-untyped-call]  # ray's
-
-
-def _token_digest(settings: Settings) -> bytes | None:
-    """sha256 of the token in the settings' file; None where there is none and none is needed."""
-    if settings.token_file is None:
-        if is_loopback(settings.host):
-            return None
-        raise InputError(
-            f"--host {settings.host}: other machines reach it, so requests must bear a token; name "
-            f"a file that holds one with --token-file, or listen on 127.0.0.1"
-        )
-    path = settings.token_file
-    try:
-        with path.open("rb") as file:
-            mode, content = os.fstat(file.fileno()).st_mode, file.read(4096)
-    except OSError as error:
-        raise InputError(f"--token-file {path}: cannot be read ({error.strerror})") from error
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise InputError(f"--token-file {path}: others may read or change it; chmod 600 {path}")
-    token = content.strip()
-    if not token or not all(0x21 <= byte <= 0x7E for byte in token):
-        raise InputError(
-            f"--token-file {path}: expected one token of printable characters without blanks; "
-            f"write one, for example with: openssl rand -hex 32"
-        )
-    return hashlib.sha256(token).digest()
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _require_free(host: str, port: int) -> None:

@@ -281,7 +281,8 @@ def test_queries_are_those_of_the_command_line(client, command, body, options):
 
 def test_a_thousand_queries_at_once_are_each_answered_as_alone(client):
     rng = np.random.default_rng(0)
-    queries = [{"max": {"macs": budget}} for budget in rng.uniform(1.5e5, 2.3e5, 999)]
+    budgets = rng.uniform(1.5e5, 2.3e5, 999)
+    queries = [{"max": {"macs": budget}, "maximize": "macs"} for budget in budgets]
     queries.append({"method": "fixed", "min": {"dice": 2}})
     answers = client.post("/explorations/tiny-1/queries", json={"queries": queries})
     answers = answers.json()["answers"]
