@@ -216,7 +216,7 @@ def read_image(
     source = dataset_source(spec)
     if source.read is None:
         raise InputError(
-            f"{name}: the data set {source.name} does not say how one more image is read "
+            f"{name}: the data set {spec.dataset.name} does not say how one more image is read "
             f"(DatasetSource.read)"
         )
     read: ReadImage = source.read(
