@@ -224,17 +224,11 @@ class PointRows:
             trial_ids=tuple(sorted(str(trials[row]) for row in rows)),
         )
 
-    def settings_of(self, names: Iterable[str]) -> dict[str, NDArray[Any]]:
-        """Values (p,) of some conditioning parameters, texts where they are categories."""
-        first = self.rows[self.offsets[:-1]]
-        found: dict[str, NDArray[Any]] = {}
-        for name in names:
-            values = self.columns[f"conditioning/{name}"]
-            if isinstance(values, Coded):
-                found[name] = np.array(values.names)[values.codes[first]]
-            else:
-                found[name] = values[first]
-        return found
+    def categories(self, name: str) -> NDArray[Any]:
+        """The (p,) texts of a conditioning that is a category, None where a point has none."""
+        values = self.columns[f"conditioning/{name}"]
+        assert isinstance(values, Coded)
+        return np.array(values.names, dtype=object)[values.codes[self.rows[self.offsets[:-1]]]]
 
     def metrics_by_trial(self, index: int) -> dict[str, dict[str, float]]:
         """What each training of the point at a position measured, without what it did not."""

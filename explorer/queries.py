@@ -212,11 +212,10 @@ class PointTable:
             conditioning: the other setting; of another category is a distance of one.
             scales: by which differences of numbers are divided, by name.
         """
-        settings = self._rows.settings_of(conditioning)
         parts = [
-            np.abs(np.asarray(settings[name], dtype=np.float64) - value) / scales[name]
-            if not isinstance(value, str)
-            else np.asarray(settings[name] != value, dtype=np.float64)
+            np.asarray(self._rows.categories(name) != value, dtype=np.float64)
+            if isinstance(value, str)
+            else np.abs(self.conditionings[name] - value) / scales[name]
             for name, value in conditioning.items()
         ]
         largest: Floats = np.max(parts, axis=0)

@@ -299,9 +299,14 @@ def test_a_thousand_queries_at_once_are_each_answered_as_alone(client):
 @pytest.mark.parametrize(
     ("path", "body", "location", "message"),
     [
-        ("query", {"max": {"dyce": 1}}, ["body", "max", "dyce"], "unknown metric or cost 'dyce'"),
+        (
+            "query",
+            {"max": {"dyce": 1}},
+            ["body", "max", "dyce"],
+            "unknown metric, cost or conditioning 'dyce'",
+        ),
         ("query", {"min": {"dice": "much"}}, ["body", "min", "dice"], "expected a number such as"),
-        ("query", {"maximize": "dyce"}, ["body", "maximize"], "unknown metric or cost"),
+        ("query", {"maximize": "dyce"}, ["body", "maximize"], "unknown metric, cost"),
         ("query", {"maximize": "dice", "minimize": "macs"}, ["body", "minimize"], "got both"),
         ("query", {"knee": True, "maximize": "dice"}, ["body", "knee"], "leave the others out"),
         ("query", {"method": "unet"}, ["body", "method"], "no measurements of method 'unet'"),
