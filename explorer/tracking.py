@@ -212,7 +212,8 @@ class Tracker:
         if known is not None:
             return str(known.experiment_id)
         place = _artifact_uri(self.uri, self.artifacts_dir)
-        return str(client.create_experiment(self.experiment, place))
+        kind = {"mlflow.experimentKind": "custom_model_development"}  # how its pages look
+        return str(client.create_experiment(self.experiment, place, tags=kind))
 
 
 class _Projection:
