@@ -132,6 +132,8 @@ class DatasetSource:
         check: looks through a folder and reports; bad data never makes it raise.
         labels_of: the labels that these options of `load` give, where options change them.
         size_of: the size that these options of `load` give by default, where options change it.
+        licence: under which the images may be used; empty: not stated.
+        citation: what its authors ask to be cited, and whom they ask to be acknowledged.
     """
 
     name: str
@@ -144,6 +146,8 @@ class DatasetSource:
     check: Callable[[Path], DatasetReport]
     labels_of: Callable[[Mapping[str, Any]], tuple[str, ...]] | None = None
     size_of: Callable[[Mapping[str, Any]], Size] | None = None
+    licence: str = ""
+    citation: str = ""
 
 
 def split_indices(dataset: ImageDataset, *, seed: int) -> dict[str, NDArray[np.int64]]:

@@ -357,4 +357,5 @@ SOURCE = DatasetSource(
     load=load,
     check=check,
     labels_of=_labels_of_options,
+    licence="none needed: generated",
 )
