@@ -14,7 +14,7 @@ import pytest
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
-PAGE_MS = 120_000  # for a page on a busy machine
+PAGE_MS = 60_000  # for a page on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -89,12 +89,11 @@ def test_artifact_page_shows_the_interactive_front(page, mlflow_pages):
     page.goto(f"{address}/#/experiments/{experiment}/runs/{parent}/artifacts/frontier.html")
     page.wait_for_selector("iframe")
     frame = page.frame_locator("iframe")
-    frame.locator(".scatterlayer .trace").first.wait_for()
-    assert frame.locator("svg.main-svg").count() >= 1
-    assert frame.locator(".scatterlayer .trace").count() >= 3
-    points = frame.locator(".scatterlayer .points path")
+    points = frame.locator(".scatterlayer .points path:visible")
+    points.first.wait_for()
     assert points.count() >= 5
     assert points.first.bounding_box()["width"] > 1
+    assert "Dice on val" in frame.locator("svg.main-svg").all_inner_texts()[0]
     save(page, "mlflow-front")
     assert page.hosts <= {"127.0.0.1", None}
 
