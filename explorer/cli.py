@@ -30,6 +30,7 @@ from explorer.presentation import (
     show_costs,
     show_job,
     show_optima,
+    show_point,
     show_points,
     show_result,
     show_table,
@@ -403,31 +404,71 @@ def export(
     knee: Knee = False,
     method: Method = None,
     seeds: Seeds = None,
-    format_name: Annotated[
-        str, typer.Option("--format", help="safetensors: weights, and a JSON to rebuild from.")
-    ] = "safetensors",
+    at: Annotated[
+        list[str] | None,
+        typer.Option("--at", help="This setting, measured or not: phi=0.3. Repeatable."),
+    ] = None,
+    formats: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--format",
+            help="pt2 (torch.export) or onnx, beside safetensors, which is always there. "
+            "Repeatable.",
+        ),
+    ] = None,
+    register: Annotated[
+        str | None,
+        typer.Option("--register", metavar="NAME", help="Also a version in MLflow's registry."),
+    ] = None,
     runs_dir: RunsDir = None,
     as_json: Json = False,
 ) -> None:
     """Write the primary network of a query's answer, the hypernetwork left out.
 
-    Of several seeds, that of the one which is best on validation.
+    Of several seeds, that of the one which is best on validation. The folder holds weights and the
+    JSON to rebuild them from, programs if asked for, and a model card. A registered one has an
+    alias that names the budget or, without one, the setting. Examples:
+
+        explorer export demo-1 --max macs=14M --output network --format onnx --format pt2
+
+        explorer export demo-1 --at phi=0.3 --output network --register cells
+
+        mlflow models serve -m models:/cells@phi-0_3 --env-manager local
     """
-    if format_name != "safetensors":
-        raise InputError(f"--format {format_name}: unknown; known: safetensors")
     exploration = open_exploration(exploration_id, runs_dir)
     bounds, objective = _bounds(at_most, at_least), _objective(maximize, minimize)
-    answer = _question(exploration, bounds, objective, knee=knee, method=method, seeds=seeds)()
+    if at:
+        if bounds or objective or knee:
+            raise InputError(
+                "--at names the setting: leave --max, --min, --maximize, --minimize and --knee out"
+            )
+        answer = Answer((), exploration.at(_assignments(at), method=method, seeds=seeds))
+    else:
+        answer = _question(exploration, bounds, objective, knee=knee, method=method, seeds=seeds)()
     _status(exploration)
     if answer.point is None:
         _print(answer.to_json(), as_json, lambda: show_answer(answer))
         raise typer.Exit(3)
-    exported = exploration.export(answer.point, output)
-    document = exported.to_json()
+    if register:
+        from explorer.registry import require_name
+
+        require_name(register)
+    with _stdout_to_stderr():
+        exported = exploration.export(answer.point, output, formats=formats or ())
+        registered = exploration.register(exported, register, bounds=bounds) if register else None
+    document = {
+        **exported.to_json(),
+        "registered": registered.to_json() if registered else None,
+    }
 
     def text() -> None:
-        show_answer(answer)
+        if at:
+            show_point(exported.point)
+        else:
+            show_answer(answer)
         typer.echo(f"exported {exported.trial_id} to {output}")
+        if registered:
+            typer.echo(f"registered version {registered.version}: {registered.uri}")
 
     _print(document, as_json, text)
 

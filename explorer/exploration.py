@@ -44,11 +44,13 @@ from explorer.store import (
 )
 from search_spaces.errors import InputError, UserError, unknown_name
 from search_spaces.problem import Objective
+from search_spaces.space import Value
 
 if TYPE_CHECKING:
     from explorer.exporting import Export
     from explorer.optimizing import Optimisation
     from explorer.registering import RegisteredPairs
+    from explorer.registry import Registered
     from trainables.datasets.base import ImageDataset
 
 MAX_POINT_TABLES = 8  # of a method, split and seeds; the newest are kept for further questions
@@ -397,11 +399,92 @@ class Exploration:
         )
         return target
 
-    def export(self, point: Point, output: str | Path) -> Export:
-        """Write the primary network at a point, of the seed that is best on validation."""
+    def at(
+        self,
+        conditioning: Mapping[str, Value],
+        *,
+        method: str | None = None,
+        seeds: Collection[int] | None = None,
+    ) -> Point:
+        """The point at a setting within the explored ranges, whether or not it was measured.
+
+        One that was not has its known costs and no metrics.
+
+        Args:
+            conditioning: a value of every conditioning.
+            method: whose; the exploration's own by default.
+            seeds: of these trainings only; all by default.
+
+        Raises:
+            InputError: an unknown name, a value outside its range, or a setting that a method was
+                not trained for.
+        """
+        table = self.points(method=method, seeds=seeds)
+        found = table.find(conditioning)
+        if found is not None:
+            return found
+        from explorer.models import build_trainable, method_of
+        from explorer.session import explored_space
+
+        method = method or self.spec.method
+        trainable = build_trainable(self.spec, method)
+        if not method_of(self.spec, method).is_amortised:
+            raise InputError(
+                f"{method} is trained for each setting and was not for this one: explorer frontier "
+                f"{self.id} --method {method} names some, and --method {self.spec.method} has all"
+            )
+        setting = explored_space(self.spec, trainable).validate(conditioning)
+        return Point(
+            conditioning=setting,
+            metrics={},
+            standard_errors={},
+            seed_sd={},
+            num_seeds=0,
+            costs=trainable.costs(setting),
+            test_metrics={},
+            method=method,
+            trial_ids=table.point(0).trial_ids,
+        )
+
+    def export(self, point: Point, output: str | Path, *, formats: Sequence[str] = ()) -> Export:
+        """Write the primary network at a point, of the seed that is best on validation.
+
+        Args:
+            point: of a query, of the front, or `at` any setting.
+            output: a new or empty folder.
+            formats: `pt2` and `onnx`, beside the safetensors that are always there.
+
+        Raises:
+            InputError: `output` is in use, or a format cannot be written.
+            RunError: `output` cannot be written, or a program is not the network.
+        """
         from explorer.exporting import export
 
-        return export(self.folder, self.spec, self.table(), self.objectives[0], point, Path(output))
+        return export(
+            self.folder,
+            self.spec,
+            self.table(),
+            self.objectives[0],
+            point,
+            Path(output),
+            formats=formats,
+        )
+
+    def register(self, exported: Export, name: str, *, bounds: Sequence[Bound] = ()) -> Registered:
+        """Make what was exported a version in the registry of the MLflow that tracks this.
+
+        Args:
+            exported: what `export` returned.
+            name: of the registered model.
+            bounds: that were asked for: the version's alias names them, else the setting.
+
+        Raises:
+            InputError: the name is none.
+            RunError: MLflow is away or refuses.
+        """
+        from explorer.registry import register
+
+        return register(self.folder, exported, name, bounds=bounds)
 
     def summary(self) -> dict[str, Any]:
         """What `explorer run` prints as JSON."""

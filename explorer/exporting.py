@@ -1,47 +1,51 @@
 """The hand-over: a primary network with its predicted weights, the hypernetwork left out.
 
-A folder with `weights.safetensors` and `network.json`; loading it executes nothing of its content.
+A folder with `weights.safetensors` and `network.json`, which `explorer.networks.load_network` makes
+a network of again and executes nothing of; the same network as a program, where one was asked for
+(`explorer.programs`); and a model card.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor, nn
 
-from explorer.extensions import Extensions, find
+from explorer.cards import CARD_FILE, CardFacts, model_card
 from explorer.measurements import Columns
-from explorer.models import build_trainable
+from explorer.models import build_trainable, dataset_source
+from explorer.networks import (
+    FORMAT_VERSION,
+    NAMES,
+    NETWORK_FILE,
+    REGISTRATION_NETWORK,
+    WEIGHTS_FILE,
+    Network,
+)
+from explorer.networks import load_network as load_network
 from explorer.places import Place
 from explorer.points import Point
+from explorer.programs import PROGRAM_FORMATS, require_formats, write_program
 from explorer.queries import PointTable
 from explorer.specs import ExplorationSpec
 from explorer.store import read_json
-from explorer.training import trained_model
-from search_spaces.errors import InputError, RunError, unknown_name
+from explorer.training import read_record, trained_model
+from search_spaces.errors import InputError, RunError
 from search_spaces.problem import Objective
 from search_spaces.space import Value
 from trainables.base import Trainable
 from trainables.hypermorph import Registration, RegistrationNetwork
-from trainables.networks.architectures import NETWORKS
-from trainables.networks.voxelmorph import RegistrationUNet
 from trainables.scale_space import MaterializedNetwork, ScaleSpaceSegmentation
-from trainables.train_loop import load_tensors, read_tensors
 
-FORMAT_VERSION = 1
-WEIGHTS_FILE, NETWORK_FILE = "weights.safetensors", "network.json"
-REGISTRATION_NETWORK = "voxelmorph"
-
-Network: TypeAlias = MaterializedNetwork | RegistrationNetwork
+SAFETENSORS = "safetensors"
 
 
 @dataclass(frozen=True)
@@ -49,20 +53,28 @@ class Export:
     """What was handed over, and where.
 
     Attributes:
-        folder: holds `weights.safetensors` and `network.json`.
+        folder: holds `weights.safetensors`, `network.json`, the programs and the model card.
         trial_id: the seed's trial that is best on validation at this point.
         point: the point that was exported.
+        differences: largest difference of each program's outputs to the network's, by format.
     """
 
     folder: Path
     trial_id: str
     point: Point
+    differences: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, as `explorer export --json` prints it."""
+        formats = {SAFETENSORS: [WEIGHTS_FILE, NETWORK_FILE]}
+        formats |= {name: [PROGRAM_FORMATS[name].file_name] for name in self.differences}
+        paths = {name: [str(self.folder / file) for file in own] for name, own in formats.items()}
         return {
             "output": str(self.folder),
-            "files": [str(self.folder / name) for name in (WEIGHTS_FILE, NETWORK_FILE)],
+            "files": [path for own in paths.values() for path in own],
+            "formats": paths,
+            "differences": dict(self.differences),
+            "card": str(self.folder / CARD_FILE),
             "trial_id": self.trial_id,
             "point": self.point.to_json(),
         }
@@ -91,6 +103,8 @@ def export(
     objective: Objective,
     point: Point,
     output: Path,
+    *,
+    formats: Sequence[str] = (),
 ) -> Export:
     """Write the primary network at a point, of the seed that is best on validation.
 
@@ -99,42 +113,81 @@ def export(
         spec: of the exploration.
         columns: its measurements.
         objective: by which the best seed is chosen.
-        point: to export.
-        output: a new or empty folder.
+        point: to export; without metrics, a setting that was not measured.
+        output: a new or empty folder; where something fails, it stays empty.
+        formats: `pt2` or `onnx`, beside the safetensors that are always there.
 
     Raises:
-        InputError: `output` holds something else already, or weights are missing.
-        RunError: `output` cannot be written.
+        InputError: `output` holds something else already, weights are missing, or a format is
+            unknown, cannot be written here or cannot express the network.
+        RunError: `output` cannot be written, or a program's outputs differ from the network's.
     """
+    formats = [name for name in dict.fromkeys(formats) if name != SAFETENSORS]
+    require_formats(formats)
     trial_id = _best_trial(columns, objective, point)
-    seed = int(columns["seed"][columns["trial_id"] == trial_id][0])
-    own = _point_of(columns, point, seed)
     network = materialize(folder, spec, trial_id, point.conditioning)
-    weights = {name: tensor.detach().contiguous() for name, tensor in network.settled.items()}
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"--output {output}: expected a new or empty folder")
     try:
         output.mkdir(parents=True, exist_ok=True)
-        save_file(weights, output / WEIGHTS_FILE)
-        description = {
-            "format_version": FORMAT_VERSION,
-            **_architecture(spec, build_trainable(spec), network),
-            "exploration_id": folder.name,
-            "trial_id": trial_id,
-            "method": point.method,
-            "conditioning": dict(point.conditioning),
-            "dataset": spec.dataset.name,
-            "seed": seed,
-            "metrics": dict(own.metrics),
-            "test_metrics": dict(own.test_metrics),
-            "costs": dict(point.costs),
-            "weights_sha256": hashlib.sha256((output / WEIGHTS_FILE).read_bytes()).hexdigest(),
-        }
-        (output / NETWORK_FILE).write_text(json.dumps(description, indent=2), encoding="utf-8")
+        with tempfile.TemporaryDirectory(prefix=".unfinished_", dir=output) as scratch_dir:
+            scratch = Path(scratch_dir)
+            weights = {name: tensor.contiguous() for name, tensor in network.settled.items()}
+            save_file(weights, scratch / WEIGHTS_FILE)
+            facts = _facts(folder, spec, columns, point, trial_id, network)
+            description = {
+                **facts.description,
+                "weights_sha256": hashlib.sha256((scratch / WEIGHTS_FILE).read_bytes()).hexdigest(),
+            }
+            (scratch / NETWORK_FILE).write_text(json.dumps(description, indent=2), "utf-8")
+            differences = {
+                name: write_program(name, network, facts.shape, scratch, names=facts.names)
+                for name in formats
+            }
+            (scratch / CARD_FILE).write_text(model_card(facts, differences), "utf-8")
+            for file in scratch.iterdir():
+                file.replace(output / file.name)
     except (OSError, SafetensorError) as error:
         problem = getattr(error, "strerror", None) or error
         raise RunError(f"--output {output}: cannot be written ({problem})") from error
-    return Export(output, trial_id, point)
+    return Export(output, trial_id, point, differences)
+
+
+def _facts(
+    folder: Place,
+    spec: ExplorationSpec,
+    columns: Columns,
+    point: Point,
+    trial_id: str,
+    network: Network,
+) -> CardFacts:
+    """All that is told of the network: its description, and what its card says beside it."""
+    trial = read_record(folder / "trials" / trial_id).trial
+    own, tested = (_point_of(columns, point, trial.seed, split) for split in ("val", "test"))
+    description = {
+        "format_version": FORMAT_VERSION,
+        **_architecture(spec, build_trainable(spec), network),
+        "exploration_id": folder.name,
+        "trial_id": trial_id,
+        "method": point.method,
+        "conditioning": dict(point.conditioning),
+        "dataset": spec.dataset.name,
+        "seed": trial.seed,
+        "metrics": dict(own.metrics) if own else {},
+        "test_metrics": dict(tested.metrics) if tested else {},
+        "costs": dict(point.costs),
+    }
+    return CardFacts(
+        description=description,
+        names=NAMES[description.get("task", "segmentation")],
+        spec=spec,
+        source=dataset_source(spec),
+        num_images=read_json(folder / "state.json").get("num_images"),
+        learning_rate=trial.learning_rate,
+        validated=own,
+        tested=tested,
+        mean=point,
+    )
 
 
 def _architecture(spec: ExplorationSpec, trainable: Trainable, network: Network) -> dict[str, Any]:
@@ -165,86 +218,32 @@ def _architecture(spec: ExplorationSpec, trainable: Trainable, network: Network)
     }
 
 
-def load_network(folder: str | Path, *, extensions: Extensions | None = None) -> Network:
-    """Rebuild an exported network: maps images (B, C, *spatial) in [-1, 1] to logits.
+def _point_of(columns: Columns, point: Point, seed: int, split: str = "val") -> Point | None:
+    """The same setting of one seed alone: the weights are that seed's, and so are the metrics.
 
-    Of a registration: maps pairs (B, 2 C, *spatial), moving then fixed, to displacements in voxels.
-
-    Args:
-        folder: of the export.
-        extensions: has the architecture, where it is neither shipped nor installed.
-
-    Raises:
-        InputError: missing or damaged files, another format, or weights of other names or shapes.
+    None where the split was not measured there.
     """
-    folder = Path(folder)
-    description = read_json(folder / NETWORK_FILE)
-    try:
-        if description["format_version"] != FORMAT_VERSION:
-            raise InputError(
-                f"{folder / NETWORK_FILE}: expected format_version {FORMAT_VERSION}, got "
-                f"{description['format_version']}; export the network again"
-            )
-        task = description.get("task", "segmentation")
-        if task not in LOADERS:
-            raise unknown_name("task", task, LOADERS)
-        build, network_of = LOADERS[task](description, extensions or Extensions())
-        primary = build(**description["arguments"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{folder / NETWORK_FILE}: not a description of a network ({error}); export it again"
-        ) from error
-    path = folder / WEIGHTS_FILE
-    load_tensors(primary, read_tensors(path), str(path))
-    weights: dict[str, Tensor] = dict(primary.named_parameters())
-    with torch.device("meta"):
-        skeleton = build(**description["arguments"])
-    return network_of(skeleton, weights)
-
-
-Loader: TypeAlias = tuple[
-    Callable[..., nn.Module], Callable[[nn.Module, dict[str, Tensor]], Network]
-]
-
-
-def _segmentation(description: Mapping[str, Any], extensions: Extensions) -> Loader:
-    """What builds the architecture, and what makes the network of it and its weights."""
-    factors = tuple(float(factor) for factor in description["factors"])
-    return (
-        find("networks", description["architecture"], NETWORKS, extensions),
-        lambda primary, weights: MaterializedNetwork(primary, weights, factors),
+    if not (columns["split"] == split).any():
+        return None
+    table = PointTable.of(columns, method=point.method, split=split)
+    if seed not in table.seeds:
+        return None
+    return PointTable.of(columns, method=point.method, split=split, seeds=(seed,)).find(
+        point.conditioning
     )
-
-
-def _registration(description: Mapping[str, Any], extensions: Extensions) -> Loader:
-    if description["architecture"] != REGISTRATION_NETWORK:
-        raise unknown_name("network", description["architecture"], [REGISTRATION_NETWORK])
-    damping, num_steps = float(description["damping"]), int(description["num_integration_steps"])
-    return RegistrationUNet, lambda primary, weights: RegistrationNetwork(
-        primary,
-        {name: tensor.detach() for name, tensor in weights.items()},
-        damping=damping,
-        num_integration_steps=num_steps,
-    )
-
-
-LOADERS: dict[str, Callable[[Mapping[str, Any], Extensions], Loader]] = {
-    "segmentation": _segmentation,
-    "registration": _registration,
-}
-
-
-def _point_of(columns: Columns, point: Point, seed: int) -> Point:
-    """The same setting of one seed alone: the weights are that seed's, and so are the metrics."""
-    table = PointTable.of(columns, method=point.method, seeds=(seed,))
-    points = (table.point(index) for index in range(len(table)))
-    return next(one for one in points if one.conditioning == point.conditioning)
 
 
 def _best_trial(columns: Columns, objective: Objective, point: Point) -> str:
-    """The trial of a point that is best on validation; the first of equals."""
+    """The trial of a point that is best on validation; the first of equals.
+
+    Of a setting that was not measured, the one that is best on average over those that were.
+    """
     rows = (columns["split"] == "val") & np.isin(columns["trial_id"], point.trial_ids)
+    there = rows.copy()
     for name, value in point.conditioning.items():
-        rows &= columns[f"conditioning/{name}"] == value
+        there &= columns[f"conditioning/{name}"] == value
+    rows = there if there.any() else rows
     losses = objective.to_loss(columns[f"metric/{objective.name}"][rows])
-    return str(columns["trial_id"][rows][losses.argmin()])
+    trials = columns["trial_id"][rows]
+    means = {str(trial): losses[trials == trial].mean() for trial in dict.fromkeys(trials.tolist())}
+    return min(means, key=means.__getitem__)

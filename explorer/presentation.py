@@ -223,7 +223,15 @@ def _console() -> Console:
     return console
 
 
+def show_point(point: Point) -> None:
+    """A setting that was asked for by itself."""
+    _console().print(_point(point))
+
+
 def _point(point: Point, named: Sequence[str] = ()) -> str:
+    if not point.metrics:
+        costs = ", ".join(f"{name} {_number(value)}" for name, value in point.costs.items())
+        return f"{point.method} at {_setting(point.conditioning)}: not measured; {costs}"
     metrics, test = _metrics(point.metrics, named), _metrics(point.test_metrics, named)
     costs = ", ".join(f"{name} {_number(value)}" for name, value in point.costs.items())
     on_test = f" (on test {test})" if test else " (refined, not looked at on test)"

@@ -24,6 +24,11 @@ from search_spaces.problem import Objective
 _NUM_STEPS = 100  # of the parent's curves, over the planned settings of its own method
 
 
+def uid_of(folder: Place, state: Mapping[str, Any]) -> str:
+    """What an exploration is known by: two runs directories may share a server and a name."""
+    return f"{folder.name}@{state['created']:.6f}"
+
+
 def record_of(folder: Place) -> ExplorationRecord:
     """All that MLflow shall show of the exploration in a folder as it is now, but its files.
 
@@ -38,8 +43,7 @@ def record_of(folder: Place) -> ExplorationRecord:
     is_front_known = has_stopped or "test" in columns["split"]
     return ExplorationRecord(
         exploration_id=folder.name,
-        # two runs directories may share a server, and both hold a demo-1
-        uid=f"{folder.name}@{state['created']:.6f}",
+        uid=uid_of(folder, state),
         status=state["status"],
         created=state["created"],
         params=spec.model_dump(mode="json"),

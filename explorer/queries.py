@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from explorer.frontiers import Frontier, knee
-from explorer.measurements import CodedColumns
+from explorer.measurements import CodedColumns, setting_id
 from explorer.points import Point, PointRows
 from explorer.quantities import format_quantity, parse_quantity
 from explorer.selection import BlockSearch, Key, Limit, Reader
@@ -229,6 +229,14 @@ class PointTable:
             if objective.name in values
         }
         return min(losses, key=lambda trial_id: losses[trial_id])
+
+    def find(self, conditioning: Mapping[str, float | str]) -> Point | None:
+        """The point at exactly this setting; None where it was not measured."""
+        wanted = setting_id(conditioning)
+        for index in range(len(self)):
+            if setting_id(dict(self._rows.conditioning(index))) == wanted:
+                return self.point(index)
+        return None
 
     def query(
         self,

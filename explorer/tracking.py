@@ -46,6 +46,7 @@ from urllib.request import Request, urlopen
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
@@ -190,14 +191,24 @@ class Tracker:
         missing = [str(path) for path in record.files if not path.is_file()]
         if missing:
             raise ValueError(f"expected existing files, missing: {', '.join(missing)}")
-        with self._delivery() as client:
+        with self.connected() as client:
             experiment_id = self._experiment_id(client)
             projection = _Projection(client, experiment_id, record, _num_threads(self.uri))
             projection.send()
             return projection.parent.info.run_id  # type: ignore[no-any-return]
 
+    def parent_run(self, client: MlflowClient, uid: str) -> Run | None:
+        """The run of an exploration, by the `uid` of its record; None where it is not shown yet."""
+        experiment = client.get_experiment_by_name(self.experiment)
+        if experiment is None:
+            return None
+        wanted = f"tags.{_UID_TAG} = '{uid}' and tags.kind = 'exploration'"
+        found = client.search_runs([experiment.experiment_id], wanted, max_results=1)
+        return found[0] if found else None
+
     @contextmanager
-    def _delivery(self) -> Iterator[MlflowClient]:
+    def connected(self) -> Iterator[MlflowClient]:
+        """A client, whose failures become a `TrackingUnavailableError` in one line."""
         try:
             _contact(self.uri)
             yield MlflowClient(self.uri)
@@ -212,7 +223,8 @@ class Tracker:
         if known is not None:
             return str(known.experiment_id)
         place = _artifact_uri(self.uri, self.artifacts_dir)
-        return str(client.create_experiment(self.experiment, place))
+        kind = {"mlflow.experimentKind": "custom_model_development"}  # how its pages look
+        return str(client.create_experiment(self.experiment, place, tags=kind))
 
 
 class _Projection:
@@ -348,14 +360,14 @@ class _Projection:
         """
         now_ms = int(time.time() * 1000)
         new_params = [
-            Param(_key(name), str(value))
+            Param(tag_name(name), str(value))
             for name, value in _flat(params or {}).items()
-            if _key(name) not in run.data.params
+            if tag_name(name) not in run.data.params
         ]
         new_metrics = [
-            Metric(_key(name), float(value), now_ms, 0)
+            Metric(tag_name(name), float(value), now_ms, 0)
             for name, value in (metrics or {}).items()
-            if _is_finite(value) and run.data.metrics.get(_key(name)) != float(value)
+            if _is_finite(value) and run.data.metrics.get(tag_name(name)) != float(value)
         ]
         new_metrics += _new_steps(run, history)
         tags = {**(tags or {}), **({"last_step": _last_step(history)} if history else {})}
@@ -382,7 +394,7 @@ def _new_steps(run: Run, history: History) -> list[Metric]:
     """
     last_step = int(run.data.tags.get("last_step", "-1"))
     return [
-        Metric(_key(name), float(value), time_ms, int(row["step"]))
+        Metric(tag_name(name), float(value), time_ms, int(row["step"]))
         for index, row in enumerate(history)
         if row["step"] > last_step
         for time_ms in [int(1000 * row["time"]) if "time" in row else run.info.start_time + index]
@@ -461,7 +473,7 @@ def _flat(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _key(name: str) -> str:
+def tag_name(name: str) -> str:
     """A name with the characters that MLflow refuses replaced."""
     return re.sub(r"[^\w/.:\- ]", "_", name)
 

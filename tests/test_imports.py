@@ -20,3 +20,10 @@ def imported_packages(module: str) -> set[str]:
 @pytest.mark.parametrize("module", ["explorer", "explorer.queries", "explorer.cli"])
 def test_import_loads_neither_torch_nor_ray(module: str) -> None:
     assert imported_packages(module).isdisjoint({"torch", "ray"})
+
+
+def test_rebuilding_a_network_needs_torch_and_little_else() -> None:
+    others = {"mlflow", "nibabel", "optuna", "pandas", "pyarrow", "pydantic", "ray"}
+    packages = imported_packages("explorer.networks")
+    assert "torch" in packages
+    assert packages.isdisjoint(others)

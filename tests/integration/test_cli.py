@@ -552,6 +552,24 @@ def test_export_refuses_a_folder_in_use_and_an_unknown_format(call, tmp_path):
     assert (printed.code, "cannot be written" in printed.error) == (1, True)
 
 
+def test_export_at_a_setting_takes_no_question(call, tmp_path):
+    output = ("--output", tmp_path / "o", "--json")
+    printed = call("export", "tiny-1", "--at", "phi=0.5", "--max", "macs=1G", *output)
+    assert (printed.code, "--at names the setting: leave --max" in printed.error) == (2, True)
+    printed = call("export", "tiny-1", "--at", "phi=0.2", "--method", "fixed", *output)
+    assert (printed.code, "fixed is trained for each setting" in printed.error) == (2, True)
+    printed = call("export", "tiny-1", "--at", "phi=0.2", "--register", "a/b", *output)
+    assert (printed.code, "--register 'a/b': expected letters" in printed.error) == (2, True)
+    assert not (tmp_path / "o").exists()
+    document = call("export", "tiny-1", "--at", "phi=0.4", "--method", "fixed", *output).json
+    assert document["point"]["conditioning"] == {"phi": 0.4}
+    assert document["point"]["metrics"]
+    assert document["registered"] is None
+    assert document["formats"] == {"safetensors": document["files"]}
+    shown = call("export", "tiny-1", "--at", "phi=0.2", "--output", tmp_path / "p")
+    assert "sshn at phi = 0.2: not measured; " in " ".join(shown.out.split())
+
+
 def test_damaged_exports_are_refused_by_name(call, tmp_path):
     from safetensors.torch import load_file, save_file
 

@@ -148,6 +148,8 @@ class DatasetSource:
         read: `read(path, data, *, size, max_pixels, **options)` makes a `ReadImage` of the content
             of one more file, exactly as `load` does; raises InputError for bad data. None: images
             of this data set cannot be brought as files.
+        licence: under which the images may be used; empty: not stated.
+        citation: what its authors ask to be cited, and whom they ask to be acknowledged.
     """
 
     name: str
@@ -161,6 +163,8 @@ class DatasetSource:
     labels_of: Callable[[Mapping[str, Any]], tuple[str, ...]] | None = None
     size_of: Callable[[Mapping[str, Any]], Size] | None = None
     read: Callable[..., ReadImage] | None = None
+    licence: str = ""
+    citation: str = ""
 
 
 def split_indices(dataset: ImageDataset, *, seed: int) -> dict[str, NDArray[np.int64]]:

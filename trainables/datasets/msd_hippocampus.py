@@ -232,4 +232,9 @@ SOURCE = DatasetSource(
     load=load,
     check=check,
     read=read,
+    licence="CC BY-SA 4.0",
+    citation=(
+        "Antonelli et al. (2022), The Medical Segmentation Decathlon, Nat. Commun. 13, 4128,"
+        " doi:10.1038/s41467-022-30695-9; Simpson et al. (2019), arXiv:1902.09063"
+    ),
 )

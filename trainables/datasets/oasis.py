@@ -408,4 +408,14 @@ SOURCE = DatasetSource(
     labels_of=lambda options: _layout_of(options).labels,
     size_of=lambda options: _layout_of(options).kind.size,
     read=read,
+    licence=(
+        "OASIS data use agreement (oasis-brains.org); labelled images of another origin in the same"
+        " layout have licences of their own"
+    ),
+    citation=(
+        "Marcus et al. (2007), Open Access Series of Imaging Studies (OASIS), J. Cogn. Neurosci."
+        " 19(9), doi:10.1162/jocn.2007.19.9.1498; Hoopes et al. (2022), Learning the effect of"
+        " registration hyperparameters with HyperMorph, MELBA 1. The acknowledgement that the"
+        " OASIS data use agreement words is due in publications"
+    ),
 )

@@ -144,4 +144,9 @@ SOURCE = DatasetSource(
     load=load,
     check=check,
     read=read_picture,
+    licence="CC BY-SA 4.0; the copyright of the images stays with their owners",
+    citation=(
+        "Parkhi, Vedaldi, Zisserman, Jawahar (2012), Cats and dogs, CVPR, 3498-3505,"
+        " doi:10.1109/CVPR.2012.6248092"
+    ),
 )

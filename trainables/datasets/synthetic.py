@@ -389,4 +389,5 @@ SOURCE = DatasetSource(
     check=check,
     labels_of=_labels_of_options,
     read=read,
+    licence="none needed: generated",
 )

@@ -151,4 +151,11 @@ SOURCE = DatasetSource(
     load=load,
     check=check,
     read=read_picture,
+    licence="GPL-3.0, the licence file of github.com/zxaoyou/segmentation_WBC",
+    citation=(
+        "Zheng, Wang, Wang, Liu (2018), Fast and robust segmentation of white blood cell images by"
+        " self-supervised learning, Micron 107, 55-71, doi:10.1016/j.micron.2018.01.010."
+        " Acknowledge Jiangxi Tecom Science Corporation (Dataset 1) and the CellaVision blog"
+        " (Dataset 2)"
+    ),
 )
