@@ -228,7 +228,9 @@ class PointRows:
         """The (p,) texts of a conditioning that is a category, None where a point has none."""
         values = self.columns[f"conditioning/{name}"]
         assert isinstance(values, Coded)
-        return np.array(values.names, dtype=object)[values.codes[self.rows[self.offsets[:-1]]]]
+        names = np.array(values.names, dtype=object)
+        found: NDArray[Any] = names[values.codes[self.rows[self.offsets[:-1]]]]
+        return found
 
     def metrics_by_trial(self, index: int) -> dict[str, dict[str, float]]:
         """What each training of the point at a position measured, without what it did not."""
