@@ -166,15 +166,19 @@ def test_kuberay_objects_have_the_fields_of_their_types(document):
         )
 
 
-def test_serve_configuration_is_one_that_ray_serve_deploys():
+def test_serve_configuration_is_one_that_ray_serve_deploys(tmp_path):
     serving = pytest.importorskip("explorer.serving", reason="no explorer.serving yet")
+    from ray.serve._private.api import call_user_app_builder_with_args_if_necessary as built
     from ray.serve.schema import ServeDeploySchema
 
     (service,) = [one for one in RAY_DOCUMENTS if one["kind"] == "RayService"]
     config = ServeDeploySchema.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"]))
     (application,) = config.applications
     assert application.import_path == "explorer.serving:application"
-    serving.Settings.model_validate(application.args)
+    token_file = tmp_path / "service_token"
+    token_file.write_text("0123456789abcdef")
+    token_file.chmod(0o440)  # as Kubernetes mounts it
+    assert built(serving.application, {**application.args, "token_file": str(token_file)})
     ports = {
         port["containerPort"]: name
         for name, pod in PODS.items()
@@ -249,7 +253,7 @@ def test_compose_names_secrets_that_make_secrets_writes(secrets_dir):
     before = {path: path.read_text() for path in secrets_dir.iterdir()}
     subprocess.run([DEPLOY / "make-secrets.sh", secrets_dir], check=True, capture_output=True)
     assert {path: path.read_text() for path in secrets_dir.iterdir()} == before
-    assert len({text for text in before.values()}) == len(before)
+    assert len(set(before.values())) == len(before)
 
 
 def test_kubernetes_names_secrets_that_the_readme_makes():
