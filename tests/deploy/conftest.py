@@ -4,7 +4,6 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,17 +16,11 @@ import psycopg2
 import pytest
 import yaml
 
-from tests.conftest import Command
+from tests.conftest import Command, free_port
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 NOBODY = 65534  # PostgreSQL does not run as root
-
-
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 def wait_for(condition, what, process=None, timeout_s=120):

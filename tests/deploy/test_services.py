@@ -10,7 +10,7 @@ from importlib.util import find_spec
 import pytest
 from mlflow.tracking import MlflowClient
 
-from tests.deploy.conftest import free_port
+from tests.conftest import free_port
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
