@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import hmac
 import ipaddress
@@ -21,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from search_spaces.errors import InputError
 
 OPEN_PATHS = ("/health", "/ready")  # that nobody needs a token for
+PAGE_PATH = "/ui"  # of the interactive page, where a browser asks people for the token
 MAX_JSON_BYTES = 4 * 2**20
 
 logger = logging.getLogger("ray.serve")
@@ -96,10 +99,11 @@ class Guard:
 
     def _refusal(self, scope: Scope) -> Response | None:
         if not self._may(scope):
+            scheme = 'Basic realm="token as password"' if _is_of_page(scope) else "Bearer"
             return PlainJSON(
                 {"detail": "expected the header Authorization: Bearer TOKEN, with the right token"},
                 401,
-                {"WWW-Authenticate": "Bearer"},
+                {"WWW-Authenticate": scheme},
             )
         length = _header(scope, b"content-length")
         if length.isdigit() and int(length) > self._limit(scope):
@@ -111,8 +115,11 @@ class Guard:
         if self.token_digest is None or scope["path"] in OPEN_PATHS:
             return True
         scheme, _, token = _header(scope, b"authorization").partition(b" ")
-        digest = hashlib.sha256(token.strip()).digest()
-        return hmac.compare_digest(digest, self.token_digest) and scheme.lower() == b"bearer"
+        scheme, token = scheme.lower(), token.strip()
+        if scheme == b"basic" and _is_of_page(scope):
+            scheme, token = b"bearer", _password(token)
+        digest = hashlib.sha256(token).digest()
+        return hmac.compare_digest(digest, self.token_digest) and scheme == b"bearer"
 
     def _limit(self, scope: Scope) -> int:
         is_form = _header(scope, b"content-type").lower().startswith(b"multipart/form-data")
@@ -125,6 +132,19 @@ def _header(scope: Scope, name: bytes) -> bytes:
 
 def _too_large(limit: int) -> HTTPException:
     return HTTPException(413, f"the request is larger than {limit} bytes")
+
+
+def _is_of_page(scope: Scope) -> bool:
+    path: str = scope["path"]
+    return path == PAGE_PATH or path.startswith(f"{PAGE_PATH}/")
+
+
+def _password(credentials: bytes) -> bytes:
+    """Of NAME:PASSWORD in base64; empty where they are none."""
+    try:
+        return base64.b64decode(credentials, validate=True).partition(b":")[2]
+    except binascii.Error:
+        return b""
 
 
 def token_digest(host: str, token_file: Path | None) -> bytes | None:
@@ -145,7 +165,8 @@ def token_digest(host: str, token_file: Path | None) -> bytes | None:
             mode, content = os.fstat(file.fileno()).st_mode, file.read(4096)
     except OSError as error:
         raise InputError(f"--token-file {token_file}: cannot be read ({error.strerror})") from error
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+    # a group may read it: so secrets are mounted for processes that are not root
+    if mode & (stat.S_IWGRP | stat.S_IRWXO):
         raise InputError(
             f"--token-file {token_file}: others may read or change it; chmod 600 {token_file}"
         )

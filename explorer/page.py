@@ -17,9 +17,12 @@ from typing import Any
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 import gradio as gr
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse
 
 from explorer.answering import Explorations
 from explorer.exploration import Exploration
+from explorer.guarding import PAGE_PATH
 from explorer.sliding import NUM_SAMPLES, View, Views
 from search_spaces.errors import UserError
 from search_spaces.space import CategoricalParameter, Config, IntParameter, Parameter
@@ -39,7 +42,21 @@ footer {display: none !important}
 """
 
 
-def build_page(explorations: Explorations) -> gr.Blocks:
+def mount(app: FastAPI, explorations: Explorations) -> FastAPI:
+    """Add the page to an app, at `PAGE_PATH`; files are not taken, for nothing asks for any."""
+    app.add_api_route(
+        f"{PAGE_PATH}/gradio_api/upload",
+        lambda: JSONResponse({"detail": "not found"}, 404),
+        methods=["POST"],
+        include_in_schema=False,
+    )
+    theme = gr.themes.Default(font=["sans-serif"], font_mono=["monospace"])  # none from elsewhere
+    page = build_page(explorations)
+    mounted: FastAPI = gr.mount_gradio_app(app, page, path=PAGE_PATH, css=STYLE, theme=theme)
+    return mounted
+
+
+def build_page(explorations: Explorations) -> Any:
     """The page over the explorations of a runs directory."""
     views = Views(explorations)
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
@@ -47,7 +64,7 @@ def build_page(explorations: Explorations) -> gr.Blocks:
         chosen = gr.Dropdown(label="Exploration", choices=[])
         page.load(lambda: _choices(views), outputs=chosen, queue=False)
 
-        @gr.render(inputs=[chosen])
+        @gr.render(inputs=[chosen])  # type: ignore[untyped-decorator]  # gradio's
         def controls(exploration_id: str | None) -> None:
             if not exploration_id:
                 gr.Markdown("No exploration has measured anything yet.")

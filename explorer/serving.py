@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -437,6 +438,10 @@ def build_app(settings: Settings, digest: bytes | None) -> FastAPI:
     for kind, explain in handlers.items():
         app.exception_handler(kind)(_handler(explain))
     app.exception_handler(HTTPException)(_http_error)
+    if settings.replicas == 1 and find_spec("gradio") is not None:  # a page lives in one process
+        from explorer.page import mount
+
+        app = mount(app, explorations)
     app.add_middleware(Guard, token_digest=digest, max_upload_bytes=settings.max_upload_bytes)
     return app
 
@@ -496,6 +501,7 @@ def application(settings: Settings) -> ray_serve.Application:
     Raises:
         InputError: a host that others reach without a token, or no good file of one.
     """
+    settings = Settings.model_validate(settings)  # Ray hands a mapping over
     digest = token_digest(settings.host, settings.token_file)
 
     def build() -> FastAPI:

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from explorer.answering import Explorations, Question, ask
@@ -158,7 +157,7 @@ class Views:
             one.name for one in self.space(exploration) if not isinstance(one, CategoricalParameter)
         ]
         cost, axis, y = self.cost(exploration), conditioning_axis(names[0]), metric
-        shared = {"metric": metric, "split": "val", "main": main}
+        shared: dict[str, Any] = {"metric": metric, "split": "val", "main": main}
         if cost is not None and self.budgets(exploration) is not None:
             figure, axis = (
                 metric_against_cost(points, cost=cost, **shared),
@@ -170,7 +169,7 @@ class Views:
             figure = metric_against_conditioning(points, conditioning=names[0], **shared)
         figure.set_dpi(DPI)
         data = io.BytesIO()
-        FigureCanvasAgg(figure).print_png(data)
+        figure.savefig(data, format="png")
         return Front(data_url(data.getvalue()), figure, axis.name, y, axis.label, axis.divisor)
 
     def view(self, exploration: Exploration, row: int, setting: Mapping[str, Any]) -> View:

@@ -4,6 +4,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -200,6 +201,13 @@ explore: {num_points: 5, batch_size: 2}
 baselines: [{method: fixed, grid: {phi: [0.125, 0.4]}}]
 tracking: false
 """
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+    return port
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import tempfile
 import time
 import urllib.request
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import explorer as package
+from tests.conftest import free_port
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -93,12 +93,6 @@ class Nodes:
         except OSError:
             return 0  # no dashboard yet
         return sum(node["state"] == "ALIVE" for node in nodes)
-
-
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 def wait_for(condition, what, process=None, timeout_s=120):
