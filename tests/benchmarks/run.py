@@ -21,6 +21,7 @@ import evaluation
 import numpy as np
 import optimum
 import overhead
+import page
 import query
 import racing
 import registration
@@ -38,6 +39,7 @@ BENCHMARKS: dict[str, Callable[[], Mapping[str, Sequence[Row]]]] = {
     "cost": cost.measure,
     "racing": racing.measure,
     "evaluation": evaluation.measure,
+    "page": page.measure,
     "query": query.measure,
     "registration": registration.measure,
     "optimum": optimum.measure,

@@ -26,7 +26,7 @@ from explorer.exporting import load_network
 from explorer.measurements import measurements_table
 from explorer.session import load_data
 from explorer.store import measurements_store, set_state
-from tests.conftest import measured
+from tests.conftest import free_port, measured
 from trainables.deformations import warp
 
 pytestmark = [pytest.mark.ray]  # the service starts a Ray of its own
@@ -48,12 +48,6 @@ PAIRS = (
     "explore.num_points=5",
     "baselines=[]",
 )
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextmanager

@@ -1,0 +1,73 @@
+"""From moving a slider of the interactive page to the new picture on the screen, in Chromium.
+
+Needs a finished exploration whose data are at hand: EXPLORER_PAGE=RUNS/demo-1; left out without it,
+or where no Chromium is installed.
+"""
+
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from serving import service
+
+NUM_MOVES = 40
+TARGET_MS = 300.0
+
+
+def measure() -> dict[str, list[dict[str, Any]]]:
+    """A new setting on the screen within 300 ms."""
+    folder = os.environ.get("EXPLORER_PAGE")
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if not folder or path is None:
+        print("  left out: EXPLORER_PAGE names no exploration, or there is no Chromium")
+        return {"page": []}
+    from playwright.sync_api import sync_playwright
+
+    exploration = Path(folder)
+    with service(exploration.parent) as port, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.goto(f"http://127.0.0.1:{port}/ui/")
+        page.wait_for_selector(".pictures img", timeout=120_000)
+        page.get_by_label("Exploration").click()
+        page.get_by_role("option", name=exploration.name, exact=True).click()
+        page.wait_for_timeout(5000)  # until it listens
+        rows = [moves(page, number) for number in range(len(page.query_selector_all(SLIDERS)))]
+        browser.close()
+    return {"page": [{"exploration": exploration.name, **row} for row in rows]}
+
+
+SLIDERS = "input[type=range]"
+
+
+def moves(page: Any, number: int) -> dict[str, Any]:
+    """Move a slider to and fro; time until every picture and number is the new one's."""
+    slider = page.locator(SLIDERS).nth(number)
+    low, high = (float(slider.get_attribute(name)) for name in ("min", "max"))
+    spent = []
+    for share in np.random.default_rng(number).permutation(NUM_MOVES) / NUM_MOVES:
+        before = page.evaluate(SHOWN)
+        start = time.perf_counter()
+        slider.evaluate(MOVE, low + share * (high - low))
+        page.wait_for_function(f"t => ({SHOWN})() !== t", arg=before)
+        page.evaluate("() => new Promise(requestAnimationFrame)")
+        spent.append(1000 * (time.perf_counter() - start))
+    return {
+        "slider": page.get_by_role("slider").nth(number).get_attribute("aria-label"),
+        "median_ms": round(float(np.median(spent)), 1),
+        "p95_ms": round(float(np.percentile(spent, 95)), 1),
+        "worst_ms": round(max(spent), 1),
+        "is_met": max(spent) <= TARGET_MS,
+    }
+
+
+SHOWN = (
+    "() => document.querySelector('.front').innerHTML + document.querySelector('.facts').innerText"
+)
+MOVE = """(e, v) => {
+    e.value = v;
+    for (const kind of ['input', 'change']) e.dispatchEvent(new Event(kind, {bubbles: true}));
+}"""
