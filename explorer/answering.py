@@ -24,14 +24,13 @@ from explorer.queries import Answer, Bound, PointTable
 from explorer.recent import Recent
 from search_spaces.errors import InputError
 from search_spaces.problem import Objective
-from search_spaces.space import CategoricalParameter, Config
+from search_spaces.space import Config
 from trainables.base import Trainable
 from trainables.methods import Task
 
 NUM_ASKED, NUM_LISTED = 8, 1000  # explorations that stay open: with their tables, and without
 NUM_TRAINABLES = 32
 MAX_PIXELS = 16_000_000  # of an image that is brought
-CLOSE = 1e-9  # settings that are the same, in units of a range
 
 logger = logging.getLogger("ray.serve")
 
@@ -164,32 +163,19 @@ class Explorations:
     ) -> Choice:
         """The training to use at a setting, measured or not.
 
-        Of several seeds, that of the one which is best on validation there, or, where nothing was
-        measured, at the nearest setting that was; in the exploration's first objective.
+        Of several seeds that which export takes: the one which is best on validation there, or,
+        where nothing was measured, on average over the settings that were; in the exploration's
+        first objective.
 
         Raises:
-            InputError: the method has no such setting, or none was trained for it.
+            InputError: the method has no such setting, or was not trained for it.
         """
-        table = exploration.points(method=method, seeds=seeds)
-        name = method or exploration.spec.method
-        if method_of(exploration.spec, name).is_amortised:
-            trainable = self.trainable(exploration, name)
-            space = trainable.problem.space.conditioning
-            setting = space.validate(dict(conditioning))
-            scales = {
-                one.name: 1.0 if isinstance(one, CategoricalParameter) else one.high - one.low
-                for one in space
-            }
-            index = int(np.nanargmin(table.distances(setting, scales)))
-            costs = trainable.costs(setting)
-        else:
-            index = _trained_for(table, conditioning, name)
-            point = table.point(index)
-            setting, costs = dict(point.conditioning), dict(point.costs)
-        trial_id = table.best_trial(index, exploration.objectives[0])
+        point = exploration.at(conditioning, method=method, seeds=seeds)
+        costs = dict(point.costs)
         if "macs" in costs:
             costs.setdefault("flops", 2 * costs["macs"])
-        return Choice(name, trial_id, setting, costs)
+        trial_id = _best_trial(exploration, point)
+        return Choice(point.method, trial_id, dict(point.conditioning), costs)
 
     def predict(
         self, exploration: Exploration, choice: Choice, images: Mapping[str, bytes]
@@ -250,18 +236,17 @@ def images_of(exploration: Exploration, method: str | None) -> tuple[str, ...]:
     return ("moving", "fixed") if is_registration else ("image",)
 
 
-def _trained_for(table: PointTable, conditioning: Mapping[str, Any], method: str) -> int:
-    points: list[Point] = [table.point(index) for index in range(len(table))]
-    for index, point in enumerate(points):
-        own = point.conditioning
-        if own.keys() == conditioning.keys() and all(
-            own[name] == value
-            or (
-                isinstance(value, int | float)
-                and abs(float(own[name]) - value) <= CLOSE * max(1.0, abs(value))
-            )
-            for name, value in conditioning.items()
-        ):
-            return index
-    known = "; ".join(", ".join(f"{n} = {v}" for n, v in p.conditioning.items()) for p in points)
-    raise InputError(f"{method} was trained for these settings alone: {known[:500]}")
+def _best_trial(exploration: Exploration, point: Point) -> str:
+    if len(point.trial_ids) == 1:
+        return point.trial_ids[0]
+    objective = exploration.objectives[0]
+    whole = exploration.points(method=point.method)
+    losses = {}
+    for seed in whole.seeds:
+        own = exploration.points(method=point.method, seeds=(seed,))
+        there = own.find(point.conditioning) if point.metrics else None
+        value = there.metrics[objective.name] if there else np.nanmean(own.values(objective.name))
+        trial_id = (there or own.point(0)).trial_ids[0]
+        if trial_id in point.trial_ids:
+            losses[trial_id] = objective.to_loss(float(value))
+    return min(losses, key=lambda trial_id: losses[trial_id])

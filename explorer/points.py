@@ -232,14 +232,6 @@ class PointRows:
         found: NDArray[Any] = names[values.codes[self.rows[self.offsets[:-1]]]]
         return found
 
-    def metrics_by_trial(self, index: int) -> dict[str, dict[str, float]]:
-        """What each training of the point at a position measured, without what it did not."""
-        trials: Any = self.columns["trial_id"]
-        return {
-            str(trials[row]): self._summaries("metric/", [row], _mean)
-            for row in self.rows[self.offsets[index] : self.offsets[index + 1]]
-        }
-
     def conditioning(self, index: int) -> Iterator[tuple[str, float | str]]:
         """The setting of the point at a position; what it does not have is left out."""
         row = int(self.rows[self.offsets[index]])

@@ -221,15 +221,6 @@ class PointTable:
         largest: Floats = np.max(parts, axis=0)
         return largest
 
-    def best_trial(self, index: int, objective: Objective) -> str:
-        """The training that is best in a metric at the point at a position; the first of equals."""
-        losses = {
-            trial_id: objective.to_loss(values[objective.name])
-            for trial_id, values in self._rows.metrics_by_trial(index).items()
-            if objective.name in values
-        }
-        return min(losses, key=lambda trial_id: losses[trial_id])
-
     def find(self, conditioning: Mapping[str, float | str]) -> Point | None:
         """The point at exactly this setting; None where it was not measured."""
         wanted = setting_id(conditioning)

@@ -445,17 +445,6 @@ def test_value_named_in_a_reason_is_a_bound_that_can_be_kept(value, bound, text)
     assert Bound(bound.name, bound.kind, parse_quantity(told)).is_kept({bound.name: value})
 
 
-def test_the_best_training_at_a_point_is_that_of_its_best_seed():
-    rows = [
-        row(phi, dice, seed=s) for phi, s, dice in [(0.1, 0, 0.8), (0.1, 1, 0.9), (0.2, 0, 0.7)]
-    ]
-    rows.append(row(0.1, 0.99, seed=0, split="test"))
-    table = PointTable.of(columns_of(rows))
-    assert table.best_trial(0, Objective("dice", "maximize")) == "sshn-s1"
-    assert table.best_trial(0, Objective("dice", "minimize")) == "sshn-s0"
-    assert table.best_trial(1, Objective("dice", "maximize")) == "sshn-s0"
-
-
 def test_distances_of_settings_are_their_largest_over_parameters():
     texts = {"conditioning/mode": "linear"}, {"conditioning/mode": "nearest"}
     rows = [row(0.1, 0.8, **texts[0]), row(0.4, 0.8, **texts[0]), row(0.4, 0.8, **texts[1])]
