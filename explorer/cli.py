@@ -364,7 +364,7 @@ def optimize(
 
         explorer optimize hypermorph-demo-1 --by label --plot labels.png
 
-        explorer optimize hypermorph-demo-1 --minimize folded_share --solver grid
+        explorer optimize hypermorph-demo-1 --minimize displacement --solver grid --num-points 21
     """
     exploration = open_exploration(exploration_id, runs_dir)
     if plot is not None and (by is None or plot.suffix != ".png"):

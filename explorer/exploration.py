@@ -335,6 +335,11 @@ class Exploration:
 
         if method_of(self.spec, method).task != "registration":
             raise InputError(f"{self.id}: {method} registers no pairs")
+        if not method_of(self.spec, method).is_amortised:
+            raise InputError(
+                f"{self.id}: {method} was trained for one setting each; {self.spec.method} "
+                f"registers at any"
+            )
         dataset = _unchanged_data(self, ProgressReport(quiet=True))
         samples = samples_of(self.spec, dataset)
         if split not in samples:

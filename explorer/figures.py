@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -53,6 +54,8 @@ def metric_against_conditioning(
 ) -> Figure:
     """A metric as a function of one conditioning: mean and standard deviation over seeds.
 
+    Where there are several conditionings, of the points at one value the best is drawn.
+
     Args:
         points: of one or several methods, in any order; those without the metric are left out.
         metric: a metric, or one label of it (`dice/nucleus`).
@@ -63,6 +66,10 @@ def metric_against_conditioning(
     x_axis, y_axis = conditioning_axis(conditioning), metric_axis(metric, split)
     series = series_of(points, x_axis=x_axis, y_axis=y_axis, main=main)
     figure, axes = _figure()
+    of_all = len(series[0].x)
+    series = [_best_at_each_x(one) for one in series]
+    if len(series[0].x) < of_all:
+        x_axis = replace(x_axis, label=f"{x_axis.label}, the other conditionings at their best")
     for one in series:
         if one.is_amortised:
             axes.plot(one.x, one.y, color=one.color, linewidth=1.8, linestyle=one.dash[0])
@@ -74,6 +81,14 @@ def metric_against_conditioning(
     handles = [_mark_best(axes, series, main=main)]
     _finish(figure, axes, series, x_axis=x_axis, y_axis=y_axis, handles=handles)
     return figure
+
+
+def _best_at_each_x(one: Series) -> Series:
+    order = np.lexsort((-one.choice, one.x))
+    kept = order[np.diff(one.x[order], prepend=-np.inf) > 0]
+    points = tuple(one.points[row] for row in kept)
+    values = {name: getattr(one, name)[kept] for name in ("x", "y", "choice", "sd")}
+    return replace(one, points=points, **values)
 
 
 def metric_map(

@@ -363,7 +363,9 @@ def optimize_all(
 def _by_gradient(question: Question) -> tuple[Config, float]:
     space, starts = question.optimizer.space, question.optimizer.starts
     if len(space) == 1:
-        minimise_line(lambda u: _on_line(question, u), num_starts=starts)
+        minimise_line(lambda u: on_line(question, u), num_starts=starts)
+        for end in (0.0, 1.0):  # no slope tells of a jump there, as where a field vanishes
+            on_line(question, end)
     else:
         power = math.ceil(math.log2(starts + 1))
         points = qmc.Sobol(len(space), scramble=False).random_base2(power)  # the first is a corner
@@ -383,7 +385,8 @@ def _by_gradient(question: Question) -> tuple[Config, float]:
     return setting, question.objective.from_loss(loss)
 
 
-def _on_line(question: Question, u: float) -> tuple[float, float]:
+def on_line(question: Question, u: float) -> tuple[float, float]:
+    """The objective of one conditioning as it is minimised, and its slope, at a unit coordinate."""
     loss, gradient = question.loss(np.array([u]))
     return loss, float(gradient[0])
 

@@ -359,7 +359,10 @@ class PointTable:
             given = " and ".join(map(str, others))
             extreme = self._extreme(bound, others, names)
             trades.append(f"with {given} the {extreme}")
-        return f"{' and '.join(map(str, conflict))} exclude each other: {', '.join(trades)}"
+        hint = ""
+        if all(bound.name in self.conditionings for bound in conflict):
+            hint = "; no setting between them was measured: --refine measures more"
+        return f"{' and '.join(map(str, conflict))} exclude each other: {', '.join(trades)}{hint}"
 
     def _can_meet(self, bounds: Sequence[Bound], names: Sequence[str]) -> bool:
         limits = [bound.limit for bound in bounds]

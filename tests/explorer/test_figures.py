@@ -80,6 +80,16 @@ def test_front_takes_the_better_category_and_names_it(points_of_modes) -> None:
     assert named == ["φ 0, linear", "φ 0.2, nearest", "φ 0.4, linear"]
 
 
+def test_of_several_conditionings_the_best_of_the_others_is_drawn() -> None:
+    points = make_points("sshn", [0.0, 0.2, 0.4, 0.0, 0.2, 0.4], [0.8, 0.7, 0.9, 0.6, 0.85, 0.5])
+    for row, point in enumerate(points):
+        point["conditioning"]["gamma"] = 0.0 if row < 3 else 1.0
+    figure = figures.metric_against_conditioning(points, split="val", main="sshn")
+    line = line_of(figure, PALETTE[0])
+    np.testing.assert_allclose(line, [[0.0, 0.8], [0.2, 0.85], [0.4, 0.9]], rtol=1e-12)
+    assert figure.axes[0].get_xlabel() == "φ, the other conditionings at their best"
+
+
 def test_one_label_of_a_metric_is_named(points) -> None:
     figure = figures.metric_against_conditioning(
         points, metric="dice/nucleus", split="val", main="sshn"

@@ -116,6 +116,14 @@ def test_gradient_finds_what_a_grid_finds_over_two_conditionings(trained: Any) -
     assert found.num_evaluations < 100
 
 
+def test_ends_of_the_range_are_looked_at_where_no_slope_leads(registered: Any) -> None:
+    optimizer, candidates = parts_of(registered)
+    group = candidates.everything("dice", 4)
+    question = Question(optimizer, group)
+    ends = [-question.loss(np.array([end]))[0] for end in (0.0, 1.0)]
+    assert optimizer.optimize(group).objective >= max(ends)
+
+
 def test_whole_numbers_are_whole(trained: Any) -> None:
     exploration = trained("hypermorph-demo", *RADIUS)
     (found,) = exploration.optimize(num_pairs=4).results

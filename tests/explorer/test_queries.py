@@ -347,6 +347,8 @@ def test_bounds_and_objectives_may_name_a_conditioning() -> None:
     least = table.query(at_least, objective=Objective("phi", "minimize")).point
     assert least is not None
     assert least.conditioning == {"phi": 0.2}
+    none = table.query([Bound("phi", "min", 0.22), Bound("phi", "max", 0.28)], objective=DICE)
+    assert none.reason.endswith("no setting between them was measured: --refine measures more")
     beyond = table.query([Bound("phi", "min", 0.41)], objective=DICE)
     assert beyond.nearest is not None
     assert beyond.nearest.conditioning == {"phi": 0.4}

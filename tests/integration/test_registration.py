@@ -7,6 +7,7 @@ import pytest
 
 from explorer import open_exploration
 from explorer.exporting import load_network
+from search_spaces.errors import InputError
 
 pytestmark = [pytest.mark.ray]  # the exploration is made by a Ray of its own
 
@@ -76,3 +77,5 @@ def test_a_pair_is_registered_at_any_setting(runs_dir):
     np.testing.assert_allclose(still.moved, still.moving, atol=1e-5)
     assert abs(moved.displacement).max() > 0
     assert len(pairs.figure([{"lambda": 0.1}], best={"lambda": 0.5}).axes) == 10
+    with pytest.raises(InputError, match="voxelmorph was trained for one setting each"):
+        open_exploration("pairs-1", runs_dir).registered_pairs(method="voxelmorph")

@@ -53,6 +53,7 @@ from trainables.datasets.files import (
     check_files,
     load_files,
     open_listing,
+    read_bytes,
     read_rows,
     read_text,
 )
@@ -173,7 +174,7 @@ def load(
     return load_files(
         "oasis",
         listing,
-        partial(_decode, layout),
+        partial(_decode, layout, _first_shape(layout, listing.root)),
         size=size,
         labels=labels,
         domain_names=DOMAIN_NAMES,
@@ -191,7 +192,7 @@ def check(root: Path) -> DatasetReport:
             "oasis",
             root,
             partial(_listing, layout),
-            partial(_decode, layout),
+            partial(_decode, layout, _first_shape(layout, root.expanduser())),
             size=layout.kind.size,
             domain_names=DOMAIN_NAMES,
         )
@@ -218,14 +219,38 @@ def _standing(root: Path) -> dict[str, _Layout]:
     }
 
 
+def _first_shape(layout: _Layout, root: Path) -> tuple[int, ...] | None:
+    """That of the first scan's image, which the others must have; None where it cannot be read."""
+    for path in sorted(root.glob(f"OASIS_OAS1_*_MR*/{layout.image_name}")):
+        try:
+            return read_nifti(path, read_bytes(path), example=_example(layout)).values.shape
+        except InputError:
+            continue  # is told when its turn comes
+    return None
+
+
+def _example(layout: _Layout) -> Size:
+    size = layout.kind.size
+    return size if len(size) == 3 else (*size, 1)
+
+
 def _decode(
-    layout: _Layout, sample: Sample, image_bytes: bytes, mask_bytes: bytes, size: Size
+    layout: _Layout,
+    shape: tuple[int, ...] | None,
+    sample: Sample,
+    image_bytes: bytes,
+    mask_bytes: bytes,
+    size: Size,
 ) -> Pair:
-    kind = layout.kind
-    example = kind.size if len(kind.size) == 3 else (*kind.size, 1)
+    kind, example = layout.kind, _example(layout)
     image = read_nifti(sample.image_path, image_bytes, example=example)
     mask = read_nifti(sample.mask_path, mask_bytes, example=example)
     require_same_shape(image, mask)
+    if shape is not None and image.values.shape != shape:
+        raise InputError(
+            f"{sample.image_path}: shape {image.values.shape}, but that of the first scan is "
+            f"{shape}; scans must share one grid"
+        )
     _require_grid(layout, image)
     if len(kind.size) == 3:
         require_same_affine(image, mask)
@@ -249,8 +274,7 @@ def read(
 ) -> ReadImage:
     """One more normalised slice or volume, as `load` makes it; see `DatasetSource.read`."""
     layout = _layout(files, segmentation)
-    kind = layout.kind
-    example = kind.size if len(kind.size) == 3 else (*kind.size, 1)
+    kind, example = layout.kind, _example(layout)
     image = read_nifti(path, data, example=example, max_pixels=max_pixels)
     _require_grid(layout, image)
     affine = resampled_affine(image, size) if len(kind.size) == 3 else None

@@ -113,6 +113,18 @@ def test_slices_of_different_shape_are_refused(root):
         oasis.load(root)
 
 
+def test_scans_of_different_shape_are_refused(root):
+    other = sorted(root.glob("OASIS_*"))[-1]
+    for name, dtype in (("slice_norm.nii.gz", float), ("slice_seg24.nii.gz", np.uint8)):
+        write_nifti(other / name, np.zeros((12, 10, 1), dtype))
+    message = (
+        rf"{other.name}/slice_norm.*shape \(12, 10\), but that of the first scan is \(10, 12\)"
+    )
+    with pytest.raises(InputError, match=message):
+        oasis.load(root)
+    assert any("scans must share one grid" in line for line in oasis.check(root).problems)
+
+
 def test_volume_is_refused(root):
     write_nifti(first(root, "slice_norm.nii.gz"), np.zeros((10, 12, 3)))
     with pytest.raises(InputError, match=r"shape \(10, 12, 3\), expected one slice"):
