@@ -157,8 +157,8 @@ def _results(facts: CardFacts) -> str:
         [
             "## Results",
             "",
-            "Chosen on validation, ± standard error over its images; test was evaluated once, "
-            "after everything was chosen. In brackets the standard deviation over seeds.",
+            "Weights were chosen on validation, ± standard error over its images; test was "
+            "evaluated once, after that. In brackets the standard deviation over seeds.",
             "",
             f"| metric | validation | test | validation, {over} | test, {over} |",
             "|---|---|---|---|---|",

@@ -118,7 +118,7 @@ def show_comparison(comparison: Mapping[str, Any]) -> None:
             f"{row['method']} minus {row['against']}, {row['metric']} on test: "
             f"{100 * row['difference']:+.2f} points (95 % interval {100 * row['low']:+.2f} to "
             f"{100 * row['high']:+.2f}; {row['num_settings']} settings, "
-            f"{row['num_images']} images, {row['num_seeds']} seeds)"
+            f"{row['num_images']} samples, {row['num_seeds']} seeds)"
         )
     for name, saving in comparison["iso_accuracy"].items():
         if saving["saving"] is not None:
