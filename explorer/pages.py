@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import plotly.graph_objects as go
+import plotly.io as pio
 from plotly.subplots import make_subplots
 
 from explorer.series import (
@@ -26,6 +27,8 @@ from explorer.series import (
     setting_of,
     si_prefix,
 )
+
+pio.json.config.default_engine = "json"  # not orjson where it is installed: one page everywhere
 
 
 def frontier_html(

@@ -240,8 +240,8 @@ def _check_trials(spec: ExplorationSpec) -> None:
         try:
             build_trainable(spec, trial.method, trial.settled)
         except InputError as error:
-            own = set(build_trainable(spec).problem.space.conditioning.names)
-            hint = "" if own == set(trial.settled) else "; --set baselines=[] leaves them out"
+            names = set(build_trainable(spec).problem.space.conditioning.names)
+            hint = "" if names == set(trial.settled) else "; --set baselines=[] leaves them out"
             raise InputError(f"baselines: {trial.method}: {error}{hint}") from None
     repeated = [name for name, n in Counter(t.trial_id for t in trials).items() if n > 1]
     if repeated:
