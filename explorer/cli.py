@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -23,12 +21,28 @@ from explorer.exploration import (
 from explorer.exploration import resume as resume_exploration
 from explorer.exploration import run as run_spec
 from explorer.extensions import Extensions, find, names_of
+from explorer.options import (
+    Id,
+    Json,
+    Knee,
+    Max,
+    Maximize,
+    Method,
+    Min,
+    Minimize,
+    RunsDir,
+    Seeds,
+    Set,
+    SpecSource,
+    print_document,
+    stdout_to_stderr,
+    texts_of,
+)
 from explorer.places import runs_place
 from explorer.presentation import (
     show_answer,
     show_comparison,
     show_costs,
-    show_job,
     show_optima,
     show_point,
     show_points,
@@ -39,11 +53,9 @@ from explorer.progress import ProgressReport
 from explorer.quantities import parse_quantity
 from explorer.queries import Answer, Bound, parse_bound
 from explorer.specs import load_spec
-from search_spaces.errors import InputError, RunError, UserError
+from explorer.submitting import jobs_app, submit
+from search_spaces.errors import InputError, UserError
 from search_spaces.problem import Objective
-
-if TYPE_CHECKING:
-    from explorer.jobs import Cluster, Job
 
 app = typer.Typer(
     help="Train one hypernetwork, explore its whole frontier, ask for the best setting.",
@@ -51,70 +63,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-jobs_app = typer.Typer(
-    help="The explorations that `explorer submit` gave to a Ray cluster.", no_args_is_help=True
-)
 app.add_typer(jobs_app, name="jobs")
 datasets_app = typer.Typer(help="The data sets that a spec can name.", no_args_is_help=True)
 app.add_typer(datasets_app, name="datasets")
-
-RunsDir = Annotated[
-    str | None,
-    typer.Option(
-        "--runs-dir",
-        metavar="DIR",
-        help="Where explorations live: a folder, or s3://BUCKET/PREFIX (default: "
-        "EXPLORER_RUNS_DIR or runs/).",
-    ),
-]
-Json = Annotated[
-    bool,
-    typer.Option(
-        "--json",
-        help="Print one JSON document and nothing else; errors are text on stderr.",
-    ),
-]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Change a key of the spec: train.epochs=200. Repeatable."),
-]
-Max = Annotated[list[str] | None, typer.Option("--max", help="Upper bound: macs=0.6G. Repeatable.")]
-Min = Annotated[list[str] | None, typer.Option("--min", help="Lower bound: dice=0.9. Repeatable.")]
-Maximize = Annotated[
-    str | None,
-    typer.Option("--maximize", help="What to maximise (default: the first objective)."),
-]
-Minimize = Annotated[str | None, typer.Option("--minimize", help="What to minimise instead.")]
-Method = Annotated[str | None, typer.Option("--method", help="Ask this method, not the main one.")]
-Knee = Annotated[
-    bool,
-    typer.Option("--knee", help="The front's knee: beyond it, each gain costs far more."),
-]
-Seeds = Annotated[
-    list[int] | None,
-    typer.Option("--seed", help="Average this seed only, not all. Repeatable."),
-]
-SpecSource = Annotated[
-    str, typer.Argument(metavar="SPEC", help="A preset's name, a YAML file, or - for stdin.")
-]
-Address = Annotated[
-    str,
-    typer.Option(
-        "--address",
-        metavar="URL",
-        envvar="RAY_API_SERVER_ADDRESS",
-        help="The dashboard of a Ray cluster, such as http://127.0.0.1:8265.",
-    ),
-]
-TokenFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--token-file",
-        metavar="FILE",
-        help="Holds the cluster's token (default: Ray's RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN).",
-    ),
-]
-Id = Annotated[str, typer.Argument(metavar="ID", help="An exploration, such as demo-1.")]
 
 
 @app.command()
@@ -175,7 +126,7 @@ def list_explorations(runs_dir: RunsDir = None, as_json: Json = False) -> None:
             rows.append(documents.listed(exploration))
         except InputError as error:
             typer.echo(f"left out: {error}", err=True)
-    _print(rows, as_json, lambda: show_table(rows, empty=f"no explorations in {runs}"))
+    print_document(rows, as_json, lambda: show_table(rows, empty=f"no explorations in {runs}"))
 
 
 @app.command()
@@ -195,7 +146,7 @@ def show(exploration_id: Id, runs_dir: RunsDir = None, as_json: Json = False) ->
         show_table(document["trials"], empty="no trial has ended yet")
         typer.echo(exploration.spec.to_yaml())
 
-    _print(document, as_json, text)
+    print_document(document, as_json, text)
 
 
 @app.command()
@@ -216,7 +167,7 @@ def cost(
         domains = ", ".join(f"{parameter.name} {parameter.domain}" for parameter in space)
         raise InputError(f"--at: {error}; give one --at NAME=VALUE each: {domains}") from None
     document = documents.costs(trainable, conditioning)
-    _print(document, as_json, lambda: show_costs(document))
+    print_document(document, as_json, lambda: show_costs(document))
 
 
 @app.command()
@@ -255,7 +206,7 @@ def frontier(
         if plot is not None:
             typer.echo(f"drawn: {plot}")
 
-    _print(document, as_json, text)
+    print_document(document, as_json, text)
 
 
 @app.command()
@@ -305,7 +256,7 @@ def query(
     answer = ask()
     if refine:
         before = answer
-        with _stdout_to_stderr():
+        with stdout_to_stderr():
             exploration.refine(
                 refine, bounds, objective=objective, method=method, progress=ProgressReport()
             )
@@ -314,7 +265,7 @@ def query(
             typer.echo("refining found nothing better: the answer is the one before", err=True)
     document = documents.answered(answer, status=_status(exploration))
     asked = [objective.name] if objective else []
-    _print(document, as_json, lambda: show_answer(answer, asked=asked))
+    print_document(document, as_json, lambda: show_answer(answer, asked=asked))
     if not answer.feasible:
         raise typer.Exit(3)
 
@@ -369,7 +320,7 @@ def optimize(
     exploration = open_exploration(exploration_id, runs_dir)
     if plot is not None and (by is None or plot.suffix != ".png"):
         raise InputError(f"--plot {plot}: expected groups (--by) and a file name ending in .png")
-    with _stdout_to_stderr():
+    with stdout_to_stderr():
         found = exploration.optimize(
             objective=_objective(maximize, minimize),
             by=by,
@@ -390,7 +341,7 @@ def optimize(
         if plot is not None:
             typer.echo(f"drawn: {plot}")
 
-    _print(document, as_json, text)
+    print_document(document, as_json, text)
 
 
 @app.command()
@@ -447,13 +398,13 @@ def export(
         answer = _question(exploration, bounds, objective, knee=knee, method=method, seeds=seeds)()
     _status(exploration)
     if answer.point is None:
-        _print(answer.to_json(), as_json, lambda: show_answer(answer))
+        print_document(answer.to_json(), as_json, lambda: show_answer(answer))
         raise typer.Exit(3)
     if register:
         from explorer.registry import require_name
 
         require_name(register)
-    with _stdout_to_stderr():
+    with stdout_to_stderr():
         exported = exploration.export(answer.point, output, formats=formats or ())
         registered = exploration.register(exported, register, bounds=bounds) if register else None
     document = {
@@ -470,7 +421,7 @@ def export(
         if registered:
             typer.echo(f"registered version {registered.version}: {registered.uri}")
 
-    _print(document, as_json, text)
+    print_document(document, as_json, text)
 
 
 @app.command()
@@ -539,164 +490,11 @@ def serve(
         time_limit_s=time_limit,
         replicas=replicas,
     )
-    with _stdout_to_stderr():
+    with stdout_to_stderr():
         serve_forever(settings, ProgressReport())
 
 
-@app.command()
-def submit(
-    spec: SpecSource,
-    address: Address,
-    changes: Set = None,
-    runs_dir: RunsDir = None,
-    working_dir: Annotated[
-        Path | None,
-        typer.Option(
-            "--working-dir",
-            metavar="DIR",
-            help="Send this folder's code to every node (default: their image has what it takes).",
-        ),
-    ] = None,
-    environment: Annotated[
-        list[str] | None,
-        typer.Option("--env", metavar="NAME=VALUE", help="A variable of the job. Repeatable."),
-    ] = None,
-    wait: Annotated[
-        bool, typer.Option("--wait", help="Follow its log; exit 1 unless it succeeds.")
-    ] = False,
-    token_file: TokenFile = None,
-    as_json: Json = False,
-) -> None:
-    """Give a spec to a Ray cluster as a job; print the exploration's id, known from now on.
-
-    The runs directory is on storage that the nodes and this machine share: s3://, or a folder with
-    the same path everywhere. MLFLOW_TRACKING_URI is passed on. A job's variables and spec can be
-    read by everybody who has the cluster's token: give secrets to the nodes themselves. Examples:
-
-        explorer submit sshn-wbc --address http://head:8265 --runs-dir s3://bucket/runs
-            --set dataset.root=/data/wbc --wait
-
-        explorer submit spec.yaml --address http://head:8265 --runs-dir /shared/runs
-            --working-dir .
-    """
-    from explorer.jobs import Cluster
-    from explorer.session import check_spec
-
-    loaded = load_spec(spec, changes or ())
-    check_spec(loaded)
-    cluster = Cluster(address, token_file=token_file)
-    job = cluster.submit(
-        loaded,
-        runs_dir=str(runs_place(runs_dir)),
-        working_dir=working_dir,
-        environment=_texts(environment or []),
-    )
-    typer.echo(f"submitted {job.exploration_id} to {address}", err=True)
-    if wait:
-        job = _followed(cluster, job)
-    _print({**job.to_json(), "address": address}, as_json, lambda: show_job(job.to_json(), address))
-    if wait and job.status != "SUCCEEDED":
-        raise RunError(f"{job.exploration_id}: the job is {job.status}: {job.message}")
-
-
-@jobs_app.command("list")
-def jobs_list(address: Address, token_file: TokenFile = None, as_json: Json = False) -> None:
-    """List the jobs of a cluster that work on explorations, the oldest first."""
-    from explorer.jobs import Cluster
-
-    rows = [job.to_json() for job in Cluster(address, token_file=token_file).jobs()]
-    shown = [{name: row[name] for name in ("exploration_id", "status", "runs_dir")} for row in rows]
-    _print(rows, as_json, lambda: show_table(shown, empty=f"no explorations on {address}"))
-
-
-@jobs_app.command("status")
-def jobs_status(
-    exploration_id: Id, address: Address, token_file: TokenFile = None, as_json: Json = False
-) -> None:
-    """Show what has become of an exploration's last job."""
-    from explorer.jobs import Cluster
-
-    job = Cluster(address, token_file=token_file).job(exploration_id)
-    _print(job.to_json(), as_json, lambda: show_job(job.to_json(), address))
-
-
-@jobs_app.command("logs")
-def jobs_logs(
-    exploration_id: Id,
-    address: Address,
-    follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on until the job ends.")
-    ] = False,
-    token_file: TokenFile = None,
-) -> None:
-    """Print what an exploration's last job has printed."""
-    from explorer.jobs import Cluster
-
-    cluster = Cluster(address, token_file=token_file)
-    parts = cluster.follow(exploration_id) if follow else [cluster.logs(exploration_id)]
-    for part in parts:
-        typer.echo(part, nl=False)
-
-
-@jobs_app.command("stop")
-def jobs_stop(
-    exploration_id: Id, address: Address, token_file: TokenFile = None, as_json: Json = False
-) -> None:
-    """Stop an exploration's job; what it has measured is kept, and `jobs resume` carries it on."""
-    from explorer.jobs import Cluster
-
-    job = Cluster(address, token_file=token_file).stop(exploration_id)
-    _print(job.to_json(), as_json, lambda: show_job(job.to_json(), address))
-
-
-@jobs_app.command("resume")
-def jobs_resume(
-    exploration_id: Id,
-    address: Address,
-    runs_dir: RunsDir = None,
-    wait: Annotated[
-        bool, typer.Option("--wait", help="Follow its log; exit 1 unless it succeeds.")
-    ] = False,
-    token_file: TokenFile = None,
-    as_json: Json = False,
-) -> None:
-    """Carry a stopped or failed exploration on, as a new job with the settings of its last one.
-
-    Where another cluster worked on it, `--runs-dir` says where it lives.
-    """
-    from explorer.jobs import Cluster
-
-    cluster = Cluster(address, token_file=token_file)
-    job = cluster.resume(exploration_id, runs_dir=runs_dir)
-    if wait:
-        job = _followed(cluster, job)
-    _print(job.to_json(), as_json, lambda: show_job(job.to_json(), address))
-    if wait and job.status != "SUCCEEDED":
-        raise RunError(f"{job.exploration_id}: the job is {job.status}: {job.message}")
-
-
-@jobs_app.command("result")
-def jobs_result(
-    exploration_id: Id,
-    address: Address,
-    runs_dir: RunsDir = None,
-    token_file: TokenFile = None,
-    as_json: Json = False,
-) -> None:
-    """Print what a finished job has found, as `explorer run` does; read from its runs directory.
-
-    `--runs-dir` says where that is from here, if not where it is for the cluster.
-    """
-    from explorer.jobs import Cluster
-
-    job = Cluster(address, token_file=token_file).job(exploration_id)
-    if job.status != "SUCCEEDED":
-        raise RunError(
-            f"{exploration_id}: its job is {job.status}, so there is no result yet; explorer jobs "
-            f"logs {exploration_id} shows how far it is"
-        )
-    exploration = open_exploration(exploration_id, runs_dir or job.runs_dir)
-    _print(exploration.summary(), as_json, lambda: show_result(exploration))
+app.command()(submit)
 
 
 @datasets_app.command("list")
@@ -715,7 +513,7 @@ def datasets_list(as_json: Json = False) -> None:
         }
         for source in (find("datasets", name, DATASETS, Extensions()) for name in known)
     ]
-    _print(rows, as_json, lambda: show_table(rows, empty=""))
+    print_document(rows, as_json, lambda: show_table(rows, empty=""))
 
 
 @datasets_app.command("check")
@@ -743,7 +541,7 @@ def datasets_check(
         for problem in report.problems:
             typer.echo(f"  problem: {problem}")
 
-    _print(document, as_json, text)
+    print_document(document, as_json, text)
     if report.problems:
         raise typer.Exit(2)
 
@@ -762,39 +560,11 @@ def main() -> None:
         sys.exit(130)
 
 
-def _followed(cluster: Cluster, job: Job) -> Job:
-    """Print a job's log on stderr until it ends; return it as it then is."""
-    for text in cluster.follow(job.exploration_id):
-        typer.echo(text, nl=False, err=True)
-    return cluster.awaited(job.exploration_id)
-
-
 def _work(work: Callable[[ProgressReport], Exploration], as_json: bool) -> None:
     """Carry out long work with progress on stderr, then print its result on stdout."""
-    with _stdout_to_stderr():
+    with stdout_to_stderr():
         exploration = work(ProgressReport())
-    _print(exploration.summary(), as_json, lambda: show_result(exploration))
-
-
-@contextmanager
-def _stdout_to_stderr() -> Iterator[None]:
-    """Whatever libraries print goes to stderr: stdout holds the answer alone."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-        os.dup2(kept, 1)
-        os.close(kept)
-
-
-def _print(document: Any, as_json: bool, text: Callable[[], None]) -> None:
-    if as_json:
-        typer.echo(json.dumps(document, allow_nan=False))
-    else:
-        text()
+    print_document(exploration.summary(), as_json, lambda: show_result(exploration))
 
 
 def _question(
@@ -843,23 +613,11 @@ def _bounds(at_most: list[str] | None, at_least: list[str] | None) -> list[Bound
 def _assignments(texts: list[str]) -> dict[str, Any]:
     """`NAME=VALUE` texts as a mapping; numbers where they are numbers."""
     values: dict[str, Any] = {}
-    for name, value in _texts(texts).items():
+    for name, value in texts_of(texts).items():
         try:
             values[name] = float(value)
         except ValueError:
             values[name] = value
-    return values
-
-
-def _texts(assignments: list[str]) -> dict[str, str]:
-    values: dict[str, str] = {}
-    for text in assignments:
-        name, separator, value = (part.strip() for part in text.partition("="))
-        if not separator:
-            raise InputError(f"{text}: expected NAME=VALUE such as phi=0.5")
-        if name in values:
-            raise InputError(f"expected one value of {name}, got several")
-        values[name] = value
     return values
 
 
