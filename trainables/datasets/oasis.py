@@ -221,7 +221,11 @@ def _standing(root: Path) -> dict[str, _Layout]:
 
 def _first_shape(layout: _Layout, root: Path) -> tuple[int, ...] | None:
     """That of the first scan's image, which the others must have; None where it cannot be read."""
-    for path in sorted(root.glob(f"OASIS_OAS1_*_MR*/{layout.image_name}")):
+    try:
+        paths = sorted(root.glob(f"OASIS_OAS1_*_MR*/{layout.image_name}"))
+    except OSError:
+        return None  # nor can be listed, which is told then
+    for path in paths:
         try:
             return read_nifti(path, read_bytes(path), example=_example(layout)).values.shape
         except InputError:
