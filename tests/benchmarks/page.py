@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from serving import service
 
+from explorer import open_exploration
+
 NUM_MOVES = 40
 TARGET_MS = 300.0
 
@@ -35,7 +37,8 @@ def measure() -> dict[str, list[dict[str, Any]]]:
         page.get_by_label("Exploration").click()
         page.get_by_role("option", name=exploration.name, exact=True).click()
         page.wait_for_timeout(5000)  # until it listens
-        rows = [moves(page, number) for number in range(len(page.query_selector_all(SLIDERS)))]
+        names = open_exploration(exploration.name, exploration.parent).points().conditionings
+        rows = [{"slider": name, **moves(page, k)} for k, name in enumerate(names)]
         browser.close()
     return {"page": [{"exploration": exploration.name, **row} for row in rows]}
 
@@ -48,7 +51,7 @@ def moves(page: Any, number: int) -> dict[str, Any]:
     slider = page.locator(SLIDERS).nth(number)
     low, high = (float(slider.get_attribute(name)) for name in ("min", "max"))
     spent = []
-    for share in np.random.default_rng(number).permutation(NUM_MOVES) / NUM_MOVES:
+    for share in (np.random.default_rng(number).permutation(NUM_MOVES) + 0.37) / NUM_MOVES:
         before = page.evaluate(SHOWN)
         start = time.perf_counter()
         slider.evaluate(MOVE, low + share * (high - low))
@@ -56,7 +59,6 @@ def moves(page: Any, number: int) -> dict[str, Any]:
         page.evaluate("() => new Promise(requestAnimationFrame)")
         spent.append(1000 * (time.perf_counter() - start))
     return {
-        "slider": page.get_by_role("slider").nth(number).get_attribute("aria-label"),
         "median_ms": round(float(np.median(spent)), 1),
         "p95_ms": round(float(np.percentile(spent, 95)), 1),
         "worst_ms": round(max(spent), 1),
