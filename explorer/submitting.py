@@ -95,13 +95,7 @@ def submit(
         environment=texts_of(environment or []),
     )
     typer.echo(f"submitted {job.exploration_id} to {address}", err=True)
-    if wait:
-        job = _followed(cluster, job)
-    print_document(
-        {**job.to_json(), "address": address}, as_json, lambda: show_job(job.to_json(), address)
-    )
-    if wait and job.status != "SUCCEEDED":
-        raise RunError(f"{job.exploration_id}: the job is {job.status}: {job.message}")
+    _tell(cluster, job, wait=wait, as_json=as_json)
 
 
 @jobs_app.command("list")
@@ -173,11 +167,7 @@ def jobs_resume(
 
     cluster = Cluster(address, token_file=token_file)
     job = cluster.resume(exploration_id, runs_dir=runs_dir)
-    if wait:
-        job = _followed(cluster, job)
-    print_document(job.to_json(), as_json, lambda: show_job(job.to_json(), address))
-    if wait and job.status != "SUCCEEDED":
-        raise RunError(f"{job.exploration_id}: the job is {job.status}: {job.message}")
+    _tell(cluster, job, wait=wait, as_json=as_json)
 
 
 @jobs_app.command("result")
@@ -204,8 +194,13 @@ def jobs_result(
     print_document(exploration.summary(), as_json, lambda: show_result(exploration))
 
 
-def _followed(cluster: Cluster, job: Job) -> Job:
-    """Print a job's log on stderr until it ends; return it as it then is."""
-    for text in cluster.follow(job.exploration_id):
-        typer.echo(text, nl=False, err=True)
-    return cluster.awaited(job.exploration_id)
+def _tell(cluster: Cluster, job: Job, *, wait: bool, as_json: bool) -> None:
+    """Print a job that was started; once it is over, if that is waited for, its log on stderr."""
+    if wait:
+        for text in cluster.follow(job.exploration_id):
+            typer.echo(text, nl=False, err=True)
+        job = cluster.awaited(job.exploration_id)
+    document = {**job.to_json(), "address": cluster.address}
+    print_document(document, as_json, lambda: show_job(document, cluster.address))
+    if wait and job.status != "SUCCEEDED":
+        raise RunError(f"{job.exploration_id}: the job is {job.status}: {job.message}")

@@ -167,9 +167,10 @@ def test_kuberay_objects_have_the_fields_of_their_types(document):
 
 
 def test_serve_configuration_is_one_that_ray_serve_deploys(tmp_path):
-    serving = pytest.importorskip("explorer.serving", reason="no explorer.serving yet")
     from ray.serve._private.api import call_user_app_builder_with_args_if_necessary as built
     from ray.serve.schema import ServeDeploySchema
+
+    from explorer import serving
 
     (service,) = [one for one in RAY_DOCUMENTS if one["kind"] == "RayService"]
     config = ServeDeploySchema.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"]))
@@ -418,8 +419,6 @@ def test_tracking_servers_are_started_alike():
 
 @pytest.mark.parametrize(("program", "arguments"), COMMANDS)
 def test_command_lines_are_those_of_their_programs(program, arguments):
-    if arguments[:1] == ["serve"]:
-        pytest.importorskip("explorer.serving", reason="no explorer.serving yet")
     context = None
     while isinstance(program, click.Group):
         name, program, arguments = program.resolve_command(context, arguments)

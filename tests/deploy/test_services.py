@@ -5,7 +5,6 @@ import shutil
 import tempfile
 import urllib.error
 import urllib.request
-from importlib.util import find_spec
 
 import pytest
 from mlflow.tracking import MlflowClient
@@ -110,7 +109,6 @@ def test_submitted_job_leaves_its_results_in_the_stores(cluster, stored, explore
     require_tracked(cluster, stored, exploration_id, front)
 
 
-@pytest.mark.skipif(find_spec("explorer.serving") is None, reason="no explorer.serving yet")
 def test_http_service_answers_from_the_object_store(services, explorer, tiny_spec, secrets_dir):
     environment = services.environment("explorer")
     runs_dir = ("--runs-dir", "s3://explorer/runs")
