@@ -574,8 +574,10 @@ def run(
         tracking_uri(runs)  # raises where it cannot be
     progress.say("checking the spec")  # before the imports, which take seconds
     from explorer.session import check_spec, code_version, load_data
+    from explorer.training import settled_precision
 
-    spec = spec.extended(extensions or Extensions())
+    train = spec.train.model_copy(update={"precision": settled_precision(spec)})
+    spec = spec.model_copy(update={"train": train}).extended(extensions or Extensions())
     objectives = check_spec(spec)
     if exploration_id is not None:
         require_id(exploration_id)

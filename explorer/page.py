@@ -52,7 +52,10 @@ def mount(app: FastAPI, explorations: Explorations) -> FastAPI:
     )
     theme = gr.themes.Default(font=["sans-serif"], font_mono=["monospace"])  # none from elsewhere
     page = build_page(explorations)
-    mounted: FastAPI = gr.mount_gradio_app(app, page, path=PAGE_PATH, css=STYLE, theme=theme)
+    # a browser that keeps every answer keeps images of patients, and slows down with each
+    mounted: FastAPI = gr.mount_gradio_app(
+        app, page, path=PAGE_PATH, css=STYLE, theme=theme, run_history=False
+    )
     return mounted
 
 

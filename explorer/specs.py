@@ -167,7 +167,8 @@ class TrainSpec(Section):
     """How every model of the exploration is trained, baselines alike.
 
     A list of learning rates is a choice: each method takes the one that is best on the validation
-    split, trained with the first seed.
+    split, trained with the first seed. `precision: auto` is settled when the exploration begins:
+    bf16 where the machine computes in it, float32 elsewhere, where bf16 is several times slower.
     """
 
     epochs: Count = 100
@@ -181,7 +182,7 @@ class TrainSpec(Section):
     endpoint_share: Fraction = 0
     dice_share: Fraction = 0.5
     seeds: Annotated[tuple[Whole, ...], Field(min_length=1)] = (0,)
-    precision: Literal["float32", "bf16"] = "float32"
+    precision: Literal["auto", "float32", "bf16"] = "float32"
     channels_last: bool = True
     augment: tuple[Literal["flip", "transpose"], ...] = ("flip", "transpose")
     validate_every: Count | None = None

@@ -35,7 +35,7 @@ from explorer.specs import BaselineSpec, ExplorationSpec
 from explorer.store import filesystem_of, read_json, write_bytes, write_json
 from search_spaces.errors import InputError, RunError, UserError
 from search_spaces.space import Config
-from trainables.base import Arrays, Trainable, TrainConfig
+from trainables.base import Arrays, Precision, Trainable, TrainConfig
 from trainables.train_loop import PlainContext, TrainResult, kept_checkpoint, load_tensors, train
 
 CHECKPOINT_FILE = "checkpoint.zip"  # of a trial in an object store
@@ -110,7 +110,7 @@ def train_config(spec: ExplorationSpec, trainable: Trainable, trial: Trial) -> T
         prior={name: ends for name, ends in section.prior.items() if name in names},
         endpoint_share=section.endpoint_share,
         seed=trial.seed,
-        precision=section.precision,
+        precision=settled_precision(spec),
         channels_last=section.channels_last,
         augment=section.augment,
         validate_every=section.validate_every or max(1, epochs // 10),
@@ -118,6 +118,19 @@ def train_config(spec: ExplorationSpec, trainable: Trainable, trial: Trial) -> T
         patience=section.patience,
         num_threads=section.num_threads,
     )
+
+
+def settled_precision(spec: ExplorationSpec) -> Precision:
+    """What `train.precision` stands for on this machine; see `TrainSpec`."""
+    section = spec.train
+    if section.precision != "auto":
+        return section.precision
+    if section.gpus_per_worker:
+        return "bf16"
+    # torch 2.11 has none
+    computes_in: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    has_bf16 = any(computes_in.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return "bf16" if has_bf16 else "float32"
 
 
 def trials_of(

@@ -13,6 +13,7 @@ from explorer.progress import ProgressReport
 from explorer.session import Session
 from explorer.specs import load_spec
 from explorer.store import TableStore, measurements_store, set_state, write_json, write_text
+from explorer.training import settled_precision
 from search_spaces.errors import InputError, RunError
 from search_spaces.problem import Objective
 from tests.conftest import measured
@@ -210,6 +211,12 @@ def test_ids_count_up_and_a_finished_spec_starts_anew(carried_out, tmp_path):
     ids = [run(tiny(), runs_dir=tmp_path / "runs").id for _ in range(3)]
     assert ids == exploration_ids(tmp_path / "runs") == ["demo-1", "demo-2", "demo-3"]
     assert run(tiny("name=other"), runs_dir=tmp_path / "runs").id == "other-1"
+
+
+def test_open_precision_is_settled_when_the_exploration_begins(carried_out, tmp_path):
+    spec = tiny("train.precision=auto")
+    began = run(spec, runs_dir=tmp_path)
+    assert began.spec.train.precision == settled_precision(spec) != "auto"
 
 
 def test_failed_run_keeps_its_reason_and_is_resumed(carried_out, tmp_path):

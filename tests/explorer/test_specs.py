@@ -240,7 +240,7 @@ def test_unknown_key_is_named_with_its_path_and_the_known_ones(change, path, kno
         # wrong words
         ("name=Demo run", "name: .*match pattern.* got 'Demo run'"),
         ("name=../up", "name: .*match pattern"),
-        ("train.precision=fp8", "train.precision: .*'float32' or 'bf16', got 'fp8'"),
+        ("train.precision=fp8", "train.precision: .*'auto', 'float32' or 'bf16', got 'fp8'"),
         ("explore.split=test", "explore.split: .*'val', got 'test'"),
         ("explore.objectives={dice: up}", "objectives.dice: .*'maximize' or 'minimize'"),
         ("explore.constraints={maxx: {macs: 1}}", "constraints.maxx: .*'max' or 'min'"),

@@ -23,6 +23,7 @@ from explorer.training import (
     read_record,
     read_weights,
     root_cause,
+    settled_precision,
     train_all,
     train_config,
     trials_of,
@@ -110,6 +111,25 @@ def test_train_config_settles_the_defaults():
 
 
 # The choice of a learning rate
+
+
+@pytest.mark.parametrize(
+    ("precision", "gpus", "capabilities", "expected"),
+    [
+        ("auto", 0, {"avx512_bf16": True}, "bf16"),
+        ("auto", 0, {"amx_bf16": True}, "bf16"),
+        ("auto", 0, {"avx2": True, "avx512_bf16": False}, "float32"),
+        ("auto", 0.5, {"avx2": True}, "bf16"),
+        ("bf16", 0, {"avx2": True}, "bf16"),
+        ("float32", 0, {"avx512_bf16": True}, "float32"),
+    ],
+)
+def test_precision_is_that_of_the_machine_where_the_spec_leaves_it_open(
+    monkeypatch, precision, gpus, capabilities, expected
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    spec = tiny_spec(f"train.precision={precision}", f"train.gpus_per_worker={gpus}")
+    assert settled_precision(spec) == expected
 
 
 def test_rate_with_the_best_mean_metric_is_chosen():

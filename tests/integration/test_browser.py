@@ -219,6 +219,8 @@ def test_moving_phi_changes_picture_dice_and_macs(slider_page, learned):
     assert export == f"explorer export {learned.id} --at phi=0.5 --output network/"
     save(page, "page")
     assert page.hosts == {"127.0.0.1"}
+    kept = page.evaluate("() => Object.values({...localStorage, ...sessionStorage}).join('')")
+    assert "data:image" not in kept
 
 
 def test_budget_moves_to_the_best_setting_within_it(slider_page, learned):
