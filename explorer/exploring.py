@@ -348,7 +348,7 @@ class FrozenModels:
 
         def look(block: NDArray[np.int64]) -> Values:
             some = data.select(block) if len(block) < len(data) else data
-            return evaluate_network(
+            values = evaluate_network(
                 trainable,
                 network,
                 some,
@@ -356,6 +356,7 @@ class FrozenModels:
                 precision=precision or self.precision,
                 channels_last=channels_last,
             )
+            return trainable.scored(values, some, split)
 
         run = Run(trial_id, split, setting, trainable.costs(asked), look)
         run.spent_s = time.process_time() - start

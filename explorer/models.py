@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from explorer.extensions import find
-from explorer.specs import ExplorationSpec, ModelSpec, RegistrationSpec
+from explorer.specs import AdaptationSpec, ExplorationSpec, ModelSpec, RegistrationSpec, Section
+from search_spaces import adaptation
 from search_spaces.errors import InputError
 from search_spaces.registration import PARAMETERS
 from search_spaces.rescaling import rescaling_space
 from search_spaces.space import Config
+from trainables.adaptation import AdaptationModel
 from trainables.base import Trainable
 from trainables.datasets.base import DatasetSource, Size
 from trainables.datasets.sources import DATASETS
@@ -62,8 +64,7 @@ def build_trainable(
 
 
 def _segmentation_model(spec: ExplorationSpec) -> SegmentationModel:
-    if spec.registration != RegistrationSpec():
-        raise InputError(f"registration: {spec.method} registers nothing; leave the section out")
+    _refuse_sections(spec, registration="registers nothing", adaptation="adapts nothing")
     channels, labels, size = _data_shape(spec)
     model, prior = spec.model, spec.train.prior
     factors = rescaling_space(num_factors=model.num_factors).names
@@ -90,14 +91,13 @@ def _segmentation_model(spec: ExplorationSpec) -> SegmentationModel:
 
 def _registration_model(spec: ExplorationSpec) -> RegistrationModel:
     channels, labels, size = _data_shape(spec)
-    given, default = spec.model, ModelSpec()
-    own = {"encoding", "hidden_sizes", "initialisation", "activation"}
-    foreign = [n for n in dict(given) if getattr(given, n) != getattr(default, n)]
-    if set(foreign) - own:
-        raise InputError(
-            f"model.{min(set(foreign) - own)}: registration has a network of its own, set by "
-            f"registration.encoder_widths, decoder_widths and final_widths; leave it out"
-        )
+    _refuse_sections(spec, adaptation="adapts nothing")
+    _refuse_model_keys(
+        spec,
+        "registration has a network of its own, set by registration.encoder_widths, "
+        "decoder_widths and final_widths",
+        but={"encoding", "hidden_sizes", "initialisation", "activation"},
+    )
     section = spec.registration
     return RegistrationModel(
         channels=channels,
@@ -123,6 +123,62 @@ def _registration_model(spec: ExplorationSpec) -> RegistrationModel:
     )
 
 
+def _adaptation_model(spec: ExplorationSpec) -> AdaptationModel:
+    channels, labels, size = _data_shape(spec)
+    _refuse_sections(spec, registration="registers nothing")
+    _refuse_model_keys(
+        spec,
+        "adaptation has a network of its own, set by model.width and adaptation.num_levels",
+        but={"width", "encoding", "hidden_sizes"},
+    )
+    section = spec.adaptation
+    domains = {"source": section.source, "target": section.target}
+    for name, domain in domains.items():
+        if domain is None:
+            raise InputError(f"adaptation.{name}: missing; the name of a domain of the data set")
+    if section.source == section.target:
+        raise InputError(f"adaptation: source and target are both {section.source}")
+    price = adaptation.PARAMETERS["lambda"]
+    ends = [price.to_unit(end) for end in spec.train.prior.get("lambda", (0.0, 1.0))]
+    return AdaptationModel(
+        channels=channels,
+        labels=labels,
+        size=size,
+        amount=section.amount,
+        temperature=section.temperature,
+        regulariser=section.regulariser,
+        width=spec.model.width,
+        num_levels=section.num_levels,
+        policy_widths=section.policy_widths,
+        policy_rate=section.policy_rate,
+        policy_weight_decay=section.policy_weight_decay,
+        conditioner=section.conditioner,
+        encoding=spec.model.encoding,
+        hidden_sizes=spec.model.hidden_sizes,
+        ends=(ends[0], ends[1]),
+        tolerance=section.tolerance,
+    )
+
+
+def _refuse_sections(spec: ExplorationSpec, **reasons: str) -> None:
+    """Sections that a task does not read must not be given."""
+    defaults: dict[str, Section] = {
+        "registration": RegistrationSpec(),
+        "adaptation": AdaptationSpec(),
+    }
+    for name, reason in reasons.items():
+        if getattr(spec, name) != defaults[name]:
+            raise InputError(f"{name}: {spec.method} {reason}; leave the section out")
+
+
+def _refuse_model_keys(spec: ExplorationSpec, reason: str, *, but: set[str]) -> None:
+    """Keys of `model` that a task does not read must not be given."""
+    given, default = spec.model, ModelSpec()
+    foreign = {n for n in dict(given) if getattr(given, n) != getattr(default, n)} - but
+    if foreign:
+        raise InputError(f"model.{min(foreign)}: {reason}; leave it out")
+
+
 def _centre(prior: Mapping[str, tuple[float, float]]) -> tuple[float, ...]:
     """The middle of what training draws, as features; nothing is known of unknown names here."""
     known = {name: ends for name, ends in prior.items() if name in PARAMETERS}
@@ -136,6 +192,7 @@ def _centre(prior: Mapping[str, tuple[float, float]]) -> tuple[float, ...]:
 MODELS: dict[Task, Callable[[ExplorationSpec], Any]] = {
     "segmentation": _segmentation_model,
     "registration": _registration_model,
+    "adaptation": _adaptation_model,
 }
 
 

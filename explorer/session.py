@@ -57,6 +57,7 @@ from explorer.specs import ExplorationSpec
 from explorer.store import measurements_store, read_json, samples_store, set_state
 from explorer.training import (
     TrialRecord,
+    rates_of,
     ray_session,
     read_record,
     read_weights,
@@ -77,6 +78,7 @@ from trainables.train_loop import validation_settings
 
 MANY_PARTS = 200  # slower to load than one
 NUM_ROUNDS = 4  # of a refinement
+NUM_FOLDS = 3  # of a cross-validation
 MAX_SHIFT = 1e-3  # of a metric, by a lower precision
 
 
@@ -105,7 +107,7 @@ def load_data(spec: ExplorationSpec) -> ImageDataset:
         dataset = replace(dataset, digest=digest)
     indices, pairs = _chosen(spec, dataset)
     num_samples = len(pairs.get("train", indices["train"]))
-    if num_samples < spec.train.batch_size:
+    if num_samples < spec.train.batch_size and spec.train.steps_per_epoch is None:
         raise InputError(
             f"train.batch_size: expected at most the number of training samples, {num_samples}; "
             f"got {spec.train.batch_size}"
@@ -134,6 +136,7 @@ def samples_of(spec: ExplorationSpec, dataset: ImageDataset) -> dict[str, Sample
         InputError: a split is empty, or the spec's table of pairs cannot be used.
     """
     indices, pairs = _chosen(spec, dataset)
+    is_adaptation = method_of(spec, spec.method).task == "adaptation"
     samples = {}
     for name, own in indices.items():
         images, masks = dataset.images[own], dataset.masks[own]
@@ -142,6 +145,8 @@ def samples_of(spec: ExplorationSpec, dataset: ImageDataset) -> dict[str, Sample
             arrays = Arrays(images, masks, np.searchsorted(own, pairs[name]))
         else:
             ids, arrays = [dataset.ids[index] for index in own], Arrays(images, masks)
+        if is_adaptation and name == "test":
+            arrays = replace(arrays, folds=folds_of([dataset.groups[k] for k in own]))
         samples[name] = Samples(arrays, ids, own)
     return samples
 
@@ -164,7 +169,10 @@ def _chosen(
 ) -> tuple[dict[str, NDArray[np.int64]], dict[str, NDArray[np.int64]]]:
     """Indices of each split's images, and its pairs if the method registers them."""
     section, seed = spec.registration, spec.dataset.split_seed
-    if method_of(spec, spec.method).task != "registration":
+    task = method_of(spec, spec.method).task
+    if task == "adaptation":
+        return _of_domains(spec, dataset), {}
+    if task != "registration":
         return split_indices(dataset, seed=seed), {}
     if section.pairs is not None:
         pairs = read_pairs(section.pairs, dataset)
@@ -172,6 +180,49 @@ def _chosen(
     indices = split_indices(dataset, seed=seed)
     domains = dataset.domains if section.across_domains else None
     return indices, draw_pairs(indices, num_pairs=section.num_pairs, seed=seed, domains=domains)
+
+
+def _of_domains(spec: ExplorationSpec, dataset: ImageDataset) -> dict[str, NDArray[np.int64]]:
+    """The splits of the target domain, and `source/train` and `source/val` of the source."""
+    section, seed = spec.adaptation, spec.dataset.split_seed
+    numbers = []
+    for place in ("source", "target"):
+        name = getattr(section, place)
+        if name not in dataset.domain_names:
+            raise unknown_name(f"adaptation.{place}", name, dataset.domain_names)
+        numbers.append(dataset.domain_names.index(name))
+    splits = split_indices(dataset, seed=seed)
+    source, target = (
+        {name: own[dataset.domains[own] == number] for name, own in splits.items()}
+        for number in numbers
+    )
+    found = {**target, "source/train": source["train"], "source/val": source["val"]}
+    for name, own in found.items():
+        if not len(own):
+            raise InputError(f"adaptation: no image of split {name!r} of that domain")
+    amount = section.amount
+    if amount is not None and amount > len(target["train"]):
+        raise InputError(
+            f"adaptation.amount: {section.target} has {len(target['train'])} images to train on, "
+            f"not {amount}"
+        )
+    order = _shuffled([dataset.groups[k] for k in target["train"]], seed)
+    return {**found, "train": target["train"][order]}
+
+
+def _shuffled(groups: Sequence[str], seed: int) -> NDArray[np.int64]:
+    """A random order of images in which those of one group lie together."""
+    rng = np.random.default_rng((seed, 5))
+    names = list(dict.fromkeys(groups))
+    place = dict(zip(names, rng.permutation(len(names)).tolist(), strict=True))
+    keys = [(place[name], key) for name, key in zip(groups, rng.random(len(groups)), strict=True)]
+    return np.array(sorted(range(len(groups)), key=keys.__getitem__), dtype=np.int64)
+
+
+def folds_of(groups: Sequence[str]) -> NDArray[np.int64]:
+    """Folds 0, 1, 2 in turn, by group: no fold cuts one."""
+    numbers = {name: k % NUM_FOLDS for k, name in enumerate(dict.fromkeys(groups))}
+    return np.array([numbers[name] for name in groups], dtype=np.int64)
 
 
 def code_version() -> str:
@@ -215,8 +266,9 @@ def check_spec(spec: ExplorationSpec) -> tuple[Objective, ...]:
         )
     _check_trials(spec)
     objectives = _objectives(spec, trainable)
-    for method in [spec.method, *(b.method for b in spec.baselines if not b.grid)]:
-        sampler_of(spec, method, objectives).ask(1)
+    for method in [spec.method, *(baseline.method for baseline in spec.baselines)]:
+        if method_of(spec, method).is_amortised:
+            sampler_of(spec, method, objectives).ask(1)
     return objectives
 
 
@@ -229,19 +281,22 @@ def _check_trials(spec: ExplorationSpec) -> None:
                 f"baselines: {baseline.method} is for {own}, {spec.method} for {task}; an "
                 f"exploration has one task"
             )
-        is_amortised = method_of(spec, baseline.method).is_amortised
-        if is_amortised == bool(baseline.grid):
-            expected = "is amortised and takes no" if is_amortised else "needs"
+        chosen = method_of(spec, baseline.method)
+        needs = not chosen.is_amortised and chosen.parameters != ()
+        if needs != bool(baseline.grid):
+            expected = "needs a" if needs else "takes no"
             raise InputError(f"baselines: {baseline.method} {expected} grid, got {baseline.grid}")
     methods = [spec.method, *(baseline.method for baseline in spec.baselines)]
-    rates = dict.fromkeys(methods, spec.train.learning_rates)
+    rates = {method: rates_of(spec, method) for method in methods}
     trials = trials_of(spec, seeds=spec.train.seeds, rates=rates)
     for trial in trials:
         try:
             build_trainable(spec, trial.method, trial.settled)
         except InputError as error:
-            names = set(build_trainable(spec).problem.space.conditioning.names)
-            hint = "" if names == set(trial.settled) else "; --set baselines=[] leaves them out"
+            names = build_trainable(spec).problem.space.conditioning.names
+            hint = (
+                "" if set(names) == set(trial.settled) else "; --set baselines=[] leaves them out"
+            )
             raise InputError(f"baselines: {trial.method}: {error}{hint}") from None
     repeated = [name for name, n in Counter(t.trial_id for t in trials).items() if n > 1]
     if repeated:
@@ -475,7 +530,7 @@ class Session:
         for name, records in self._groups().items():
             trial = records[0].trial
             trial_ids = tuple(record.trial.trial_id for record in records)
-            if trial.settled:
+            if not method_of(self.spec, trial.method).is_amortised:
                 units.append(Unit(name, "val", trial_ids, ListSampler([trial.settled])))
             else:
                 journal = journal_path if trial.method == self.spec.method else None

@@ -163,6 +163,37 @@ class RegistrationSpec(Section):
         return self
 
 
+class PretrainingSpec(Section):
+    """How the network of the source domain is trained, once for all methods and each seed."""
+
+    epochs: Count = 100
+    learning_rate: LearningRate = 1e-2
+
+
+class AdaptationSpec(Section):
+    """From which domain to which, and how; methods of other tasks leave it alone.
+
+    `source` and `target` are domains of the data set, `amount` the annotated images of the target
+    that are trained on (all by default; some of a person before those of the next). lambda is a
+    conditioning of `spottunet-amortised` and in the grid of `spottunet`; `temperature` may be in
+    its grid too. `tolerance` is that of surface Dice: in mm where the data set knows its spacing,
+    else in pixels.
+    """
+
+    source: str | None = None
+    target: str | None = None
+    amount: Count | None = None
+    temperature: Annotated[Number, Field(ge=1e-3, le=100)] = 0.1
+    regulariser: Literal["mean", "sum"] = "mean"
+    num_levels: Annotated[Whole, Field(ge=1, le=6)] = 3
+    policy_widths: Annotated[Widths, Field(min_length=2)] = (32, 64, 128, 256)
+    policy_rate: Annotated[Number, Field(gt=0)] = 10.0
+    policy_weight_decay: Annotated[Number, Field(ge=0)] = 1e-3
+    conditioner: Literal["monotone", "film", "hyper"] = "monotone"
+    tolerance: Annotated[Number, Field(gt=0, le=50)] = 1.0
+    pretraining: PretrainingSpec = PretrainingSpec()
+
+
 class TrainSpec(Section):
     """How every model of the exploration is trained, baselines alike.
 
@@ -174,9 +205,10 @@ class TrainSpec(Section):
     epochs: Count = 100
     steps_per_epoch: Count | None = None
     batch_size: Count = 16
+    optimizer: Literal["adam", "sgd"] = "adam"
     learning_rate: LearningRate | Annotated[tuple[LearningRate, ...], Field(min_length=1)] = 3e-3
     betas: tuple[Momentum, Momentum] = (0.9, 0.99)
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
     max_grad_norm: Annotated[Number, Field(gt=0)] | None = None
     prior: dict[str, Range] = {"phi": (0.0, 0.5)}
     endpoint_share: Fraction = 0
@@ -188,6 +220,7 @@ class TrainSpec(Section):
     validate_every: Count | None = None
     checkpoint_every: Count | None = None
     patience: Count | None = None
+    keep: Literal["best", "last"] = "best"
     num_workers: Whole = 0
     num_threads: Count = 1
     gpus_per_worker: Annotated[Number, Field(ge=0)] = 0
@@ -265,6 +298,7 @@ class ExplorationSpec(Section):
     dataset: DatasetSpec = DatasetSpec()
     model: ModelSpec = ModelSpec()
     registration: RegistrationSpec = RegistrationSpec()
+    adaptation: AdaptationSpec = AdaptationSpec()
     train: TrainSpec = TrainSpec()
     explore: ExploreSpec = ExploreSpec()
     baselines: tuple[BaselineSpec, ...] = ()

@@ -28,7 +28,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from safetensors.torch import load, save
 from torch import nn
 
-from explorer.models import build_trainable
+from explorer.models import build_trainable, method_of
 from explorer.places import Place, fetched, place_of, written_locally
 from explorer.progress import ProgressReport
 from explorer.specs import BaselineSpec, ExplorationSpec
@@ -97,12 +97,16 @@ def train_config(spec: ExplorationSpec, trainable: Trainable, trial: Trial) -> T
     """How a trial is trained: the spec's section `train` with its defaults settled."""
     section = spec.train
     own = [baseline.epochs for baseline in spec.baselines if baseline.method == trial.method]
-    epochs = next(filter(None, own), section.epochs)
+    default = section.epochs
+    if _is_from_scratch(spec, trial.method):
+        default = spec.adaptation.pretraining.epochs
+    epochs = next(filter(None, own), default)
     names = trainable.problem.space.conditioning.names
     return TrainConfig(
         epochs=epochs,
         steps_per_epoch=section.steps_per_epoch,
         batch_size=section.batch_size,
+        optimizer=section.optimizer,
         learning_rate=trial.learning_rate,
         betas=section.betas,
         schedule=section.schedule,
@@ -116,6 +120,7 @@ def train_config(spec: ExplorationSpec, trainable: Trainable, trial: Trial) -> T
         validate_every=section.validate_every or max(1, epochs // 10),
         checkpoint_every=section.checkpoint_every or max(1, epochs // 4),
         patience=section.patience,
+        keep=section.keep,
         num_threads=section.num_threads,
     )
 
@@ -151,6 +156,32 @@ def trials_of(
     return trials
 
 
+def _is_from_scratch(spec: ExplorationSpec, method: str) -> bool:
+    """Whether others start from what this one begins with: nothing."""
+    chosen = method_of(spec, method)
+    return chosen.task == "adaptation" and chosen.start is None
+
+
+def rates_of(spec: ExplorationSpec, method: str) -> tuple[float, ...]:
+    """The learning rates that a method may train with."""
+    if _is_from_scratch(spec, method):
+        return (spec.adaptation.pretraining.learning_rate,)
+    return spec.train.learning_rates
+
+
+def starting_trials(spec: ExplorationSpec) -> list[Trial]:
+    """The trainings that others of the same seed start from."""
+    method = method_of(spec, spec.method).start
+    if method is None:
+        return []
+    (rate,) = rates_of(spec, method)
+    return [Trial(_starting_id(method, seed), method, seed, rate) for seed in spec.train.seeds]
+
+
+def _starting_id(method: str, seed: int) -> str:
+    return f"{method}-s{seed}"
+
+
 def settled_parts(settled: Config) -> list[str]:
     """Parts of the name of a training or of a group of them: `phi0.4`, `interpolation-nearest`."""
     return [
@@ -179,7 +210,11 @@ def train_all(
     seeds, rates = spec.train.seeds, spec.train.learning_rates
     methods = [spec.method, *(baseline.method for baseline in spec.baselines)]
     first_seeds = seeds if len(rates) == 1 else seeds[:1]
-    first = trials_of(spec, seeds=first_seeds, rates=dict.fromkeys(methods, rates))
+    candidates = {method: rates_of(spec, method) for method in methods}
+    first = trials_of(spec, seeds=first_seeds, rates=candidates)
+    starts = starting_trials(spec)
+    if starts:
+        _surviving(_train_trials(spec, starts, data, folder, progress), spec)
     records = _train_trials(spec, first, data, folder, progress)
     survivors = _surviving(records, spec)
     if len(rates) == 1:
@@ -513,7 +548,7 @@ def _train_in_trial(
 ) -> None:
     if spec.train.num_workers == 0:
         with _tune_context(folder, _device(spec)) as context:
-            result = train_trial(spec, trial, ray.get(data[0]), context)
+            result = train_trial(spec, trial, ray.get(data[0]), context, folder.parent)
         keep_record(trial, result, folder)
         return
     storage_filesystem, storage_path = filesystem_of(folder / "ray_train")
@@ -549,9 +584,10 @@ def _train_worker(config: dict[str, Any]) -> None:
     trial = Trial(**config["trial"])
     with tempfile.TemporaryDirectory(prefix="worker_") as scratch_dir:
         context = WorkerContext(Path(scratch_dir))
-        result = train_trial(spec, trial, ray.get(config["data"][0]), context)
+        folder = place_of(config["folder"])
+        result = train_trial(spec, trial, ray.get(config["data"][0]), context, folder)
     if context.rank == 0:
-        keep_record(trial, result, place_of(config["folder"]) / trial.trial_id)
+        keep_record(trial, result, folder / trial.trial_id)
 
 
 @contextmanager
@@ -568,11 +604,13 @@ def _device(spec: ExplorationSpec) -> str:
 
 
 def train_trial(
-    spec: ExplorationSpec, trial: Trial, data: Mapping[str, Arrays], context: Any
+    spec: ExplorationSpec, trial: Trial, data: Mapping[str, Arrays], context: Any, folder: Place
 ) -> TrainResult:
-    """Train one trial where `context` says."""
+    """Train one trial where `context` says; `folder` holds the trial that it starts from."""
     trainable = build_trainable(spec, trial.method, trial.settled)
-    return train(trainable, data, train_config(spec, trainable, trial), context)
+    method = method_of(spec, trial.method).start
+    start = read_weights(folder / _starting_id(method, trial.seed)) if method else None
+    return train(trainable, data, train_config(spec, trainable, trial), context, start=start)
 
 
 def keep_record(trial: Trial, result: TrainResult, folder: Place) -> None:

@@ -30,9 +30,12 @@ class FloatParameter:
         high: largest value, included; greater than `low`.
         role: `conditioning` changes after training for free, `training` needs a new trial.
         log: unit values are spaced logarithmically; needs `low` > 0.
+        linear_below: unit values are spaced as the logarithm of `linear_below` + value - `low`:
+            logarithmically far above it, evenly far below, so that `low` may be 0.
 
     Raises:
-        ValueError: empty or non-finite range, or `log` with `low` <= 0.
+        ValueError: empty or non-finite range, `log` with `low` <= 0 or beside `linear_below`, or
+            a `linear_below` that is not positive.
     """
 
     name: str
@@ -40,6 +43,7 @@ class FloatParameter:
     high: float
     role: Role = "conditioning"
     log: bool = False
+    linear_below: float | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
@@ -48,6 +52,11 @@ class FloatParameter:
             )
         if self.log and self.low <= 0:
             raise ValueError(f"{self.name}: a logarithmic range needs low > 0, got {self.low}")
+        if self.linear_below is not None and (self.log or not self.linear_below > 0):
+            raise ValueError(
+                f"{self.name}: linear_below must be positive and without log, got "
+                f"{self.linear_below}"
+            )
 
     @property
     def domain(self) -> str:
@@ -66,12 +75,18 @@ class FloatParameter:
         number = self.validate(value)
         if self.log:
             return math.log(number / self.low) / math.log(self.high / self.low)
+        if self.linear_below is not None:
+            most = math.log1p((self.high - self.low) / self.linear_below)
+            return math.log1p((number - self.low) / self.linear_below) / most
         return (number - self.low) / (self.high - self.low)
 
     def from_unit(self, u: float) -> float:
         """Map u in [0, 1] to a value; the inverse of `to_unit` up to rounding."""
         if self.log:
             value = self.low * math.pow(self.high / self.low, u)
+        elif self.linear_below is not None:
+            most = math.log1p((self.high - self.low) / self.linear_below)
+            value = self.low + self.linear_below * math.expm1(u * most)
         else:
             value = self.low + u * (self.high - self.low)
         return min(max(value, self.low), self.high)

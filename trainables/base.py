@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -18,6 +19,8 @@ from search_spaces.problem import Problem
 from search_spaces.space import Config
 
 Precision = Literal["float32", "bf16"]
+Optimizer = Literal["adam", "sgd"]
+Schedule = Literal["cosine", "step", "constant"]
 
 
 @dataclass(frozen=True)
@@ -28,20 +31,28 @@ class Arrays:
         images: (m, C, *spatial) float32.
         masks: (m, *spatial) labels.
         pairs: (n, 2) indices of a moving and a fixed image each; None: every image is a sample.
+        folds: (n,) of a cross-validation, 0 to 2, those of one person alike; None: there is none.
     """
 
     images: NDArray[np.float32]
     masks: NDArray[np.uint8]
     pairs: NDArray[np.int64] | None = None
+    folds: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.images if self.pairs is None else self.pairs)
 
     def select(self, rows: Any) -> Arrays:
         """Some of the samples; `rows` is whatever indexes an array."""
-        if self.pairs is None:
-            return Arrays(self.images[rows], self.masks[rows])
-        return Arrays(self.images, self.masks, self.pairs[rows])
+        if self.pairs is not None:
+            return Arrays(self.images, self.masks, self.pairs[rows])
+        folds = None if self.folds is None else self.folds[rows]
+        return Arrays(self.images[rows], self.masks[rows], folds=folds)
+
+    def joined(self, other: Arrays) -> Arrays:
+        """These samples, which are images, and then others."""
+        images = np.concatenate([self.images, other.images])
+        return Arrays(images, np.concatenate([self.masks, other.masks]))
 
     def batch(self, rows: Any) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         """Images (B, C, *spatial) and masks (B, *spatial) of some samples; see `gather`."""
@@ -75,16 +86,58 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Draws:
+    """Where the random numbers of one training step come from.
+
+    Attributes:
+        key: (seed, step), which alone decide them.
+        num_images: of the whole batch.
+        rank: of this worker, from 0.
+        world_size: number of workers.
+    """
+
+    key: tuple[int, int]
+    num_images: int
+    rank: int = 0
+    world_size: int = 1
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Numbers (B, *shape) in (0, 1) for the B images of this worker's part of the batch."""
+        generator = np.random.default_rng((*self.key, 4))
+        numbers = generator.random((self.num_images, *shape)) + np.finfo(np.float32).tiny
+        own = numbers[self.rank :: self.world_size].astype(np.float32)
+        return torch.from_numpy(own).clamp(max=1 - 2**-24)
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that are trained alike.
+
+    Attributes:
+        parameters: of the module.
+        rate: factor on the learning rate.
+        weight_decay: of the optimiser.
+    """
+
+    parameters: list[nn.Parameter]
+    rate: float = 1.0
+    weight_decay: float = 0.0
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """How a model is trained; everything here changes the result.
 
     Attributes:
         epochs: passes over the training samples.
-        steps_per_epoch: a pass ends after so many at most; None: with the last whole batch.
+        steps_per_epoch: of a pass; where the images do not suffice, they come again in another
+            order. None: a pass ends with the last whole batch.
         batch_size: images per step, over all workers together; an incomplete batch is left out.
-        learning_rate: of Adam, at the start.
-        betas: of Adam.
-        schedule: of the learning rate: `cosine` to zero over all epochs, or `constant`.
+        optimizer: `adam`, or `sgd` with Nesterov's momentum.
+        learning_rate: at the start.
+        betas: of Adam; the first is the momentum of SGD.
+        schedule: of the learning rate: `cosine` to zero over all epochs, `step` to a tenth after
+            three quarters of them, or `constant`.
         max_grad_norm: the gradient of a step is shortened to this Euclidean norm; None: never.
             Small factors have the largest losses and gradients: shortened, every draw counts.
         prior: range of each conditioning parameter, drawn uniformly once per step.
@@ -96,15 +149,17 @@ class TrainConfig:
         validate_every: epochs between validations; the last epoch is always validated.
         checkpoint_every: epochs between checkpoints.
         patience: validations without improvement before training stops; None: never.
+        keep: the epoch whose weights remain: the `best` on validation, or the `last`.
         num_threads: of torch on a CPU; None leaves them alone.
     """
 
     epochs: int
     steps_per_epoch: int | None = None
     batch_size: int = 16
+    optimizer: Optimizer = "adam"
     learning_rate: float = 3e-3
     betas: tuple[float, float] = (0.9, 0.99)
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Schedule = "cosine"
     max_grad_norm: float | None = None
     prior: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     endpoint_share: float = 0.0
@@ -115,19 +170,22 @@ class TrainConfig:
     validate_every: int = 10
     checkpoint_every: int = 50
     patience: int | None = None
+    keep: Literal["best", "last"] = "best"
     num_threads: int | None = 1
 
 
 class Trainable(Protocol):
     """A model family that can be trained and asked; it knows nothing of where or why.
 
-    Its repr names everything that decides its result: a checkpoint belongs to one repr.
+    Its repr names everything that decides its result: a checkpoint belongs to one repr. What has a
+    body here suits most families, which inherit it.
 
     Attributes:
         method: its name in `TRAINABLES`.
         problem: the space and objectives; its conditioning parameters are drawn while training.
         metrics: names of what `evaluate` returns.
-        stages: in the order of training.
+        stages: in the order of training; none: there is nothing to train.
+        advice: what to do when the loss is no number.
 
     Registration is given pairs: images (n, 2 C, *spatial) and masks (n, 2, *spatial), moving then
     fixed.
@@ -137,15 +195,42 @@ class Trainable(Protocol):
     problem: Problem
     metrics: tuple[str, ...]
     stages: tuple[Stage, ...]
+    advice: str = "lower train.learning_rate"
+
+    def samples(self, data: Mapping[str, Arrays]) -> Mapping[str, Arrays]:
+        """The splits `train`, `val` and, where it is at hand, `test`, out of what there is."""
+        return data
+
+    def scored(
+        self, values: dict[str, NDArray[np.float64]], samples: Arrays, split: str
+    ) -> dict[str, NDArray[np.float64]]:
+        """Values (n,) of n samples, NaN where this model must not be judged by one."""
+        return values
 
     def build(self, seed: int) -> nn.Module:
         """A freshly initialised module; the seed alone decides its weights."""
         ...
 
+    def begin(
+        self, module: nn.Module, weights: Mapping[str, Tensor], data: Mapping[str, Arrays]
+    ) -> None:
+        """Give a fresh module what an earlier training has learned, by name, and its images."""
+        raise TypeError(f"{self.method} starts from no other training")
+
+    def parameter_groups(self, module: nn.Module) -> list[ParameterGroup]:
+        """What is trained, and how."""
+        return [ParameterGroup(list(module.parameters()))]
+
     def loss(
-        self, module: nn.Module, images: Tensor, masks: Tensor, conditioning: Config, stage: str
+        self,
+        module: nn.Module,
+        images: Tensor,
+        masks: Tensor,
+        conditioning: Config,
+        stage: str,
+        draws: Draws | None = None,
     ) -> Tensor:
-        """Training loss (scalar), a mean over the batch."""
+        """Training loss (scalar), a mean over the batch; without `draws` nothing is random."""
         ...
 
     def materialize(self, module: nn.Module, conditioning: Config) -> nn.Module:

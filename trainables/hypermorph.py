@@ -21,7 +21,7 @@ from torch.func import functional_call
 from search_spaces.errors import InputError
 from search_spaces.registration import PARAMETERS, registration_problem
 from search_spaces.space import Config
-from trainables.base import Stage
+from trainables.base import Draws, Stage, Trainable
 from trainables.cost import Size, costs
 from trainables.deformations import (
     integrate,
@@ -141,7 +141,7 @@ class RegistrationNetwork(nn.Module):
         return self.displacement(self.velocity(pairs), tuple(pairs.shape[2:]))
 
 
-class Registration:
+class Registration(Trainable):
     """Deformable registration whose loss is weighted by a conditioning.
 
     Args:
@@ -263,7 +263,13 @@ class Registration:
         )
 
     def loss(
-        self, module: nn.Module, images: Tensor, masks: Tensor, conditioning: Config, stage: str
+        self,
+        module: nn.Module,
+        images: Tensor,
+        masks: Tensor,
+        conditioning: Config,
+        stage: str,
+        draws: Draws | None = None,
     ) -> Tensor:
         own = {name: float(value) for name, value in self.setting(conditioning).items()}
         setting = {**self.model.constants, **own}

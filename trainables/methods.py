@@ -8,12 +8,13 @@ from functools import partial
 from typing import Any, Literal
 
 from search_spaces.space import Config
+from trainables.adaptation import STRATEGIES, Adaptation
 from trainables.base import Trainable
 from trainables.hypermorph import Registration
 from trainables.scale_space import ScaleSpaceSegmentation
 
-Task = Literal["segmentation", "registration"]
-# (SegmentationModel or RegistrationModel, setting unless amortised)
+Task = Literal["segmentation", "registration", "adaptation"]
+# (the model of its task, setting unless amortised)
 Constructor = Callable[[Any, Config | None], Trainable]
 
 
@@ -24,12 +25,20 @@ class Method:
     Attributes:
         construct: makes the trainable of a model, and of a setting unless it is amortised.
         is_amortised: one training serves every conditioning; otherwise each takes its own.
-        task: which model it is given: a `SegmentationModel` or a `RegistrationModel`.
+        task: which model it is given: a `SegmentationModel`, `RegistrationModel` or
+            `AdaptationModel`.
+        parameters: names that the grid of a method that is not amortised must have, if they are
+            not all conditionings of the explored one.
+        options: names that it may have.
+        start: method whose training of the same seed it starts from.
     """
 
     construct: Constructor
     is_amortised: bool = True
     task: Task = "segmentation"
+    parameters: tuple[str, ...] | None = None
+    options: tuple[str, ...] = ()
+    start: str | None = None
 
 
 TRAINABLES: dict[str, Method] = {
@@ -41,4 +50,15 @@ TRAINABLES: dict[str, Method] = {
     "voxelmorph": Method(
         partial(Registration, "voxelmorph"), is_amortised=False, task="registration"
     ),
+    **{
+        name: Method(
+            partial(Adaptation, name),
+            is_amortised=own.is_amortised,
+            task="adaptation",
+            parameters=own.parameters[:1],
+            options=own.parameters[1:],
+            start=None if name == "source" or own.domain == "folds" else "source",
+        )
+        for name, own in STRATEGIES.items()
+    },
 }

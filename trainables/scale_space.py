@@ -19,7 +19,7 @@ from torch.func import functional_call
 from search_spaces.errors import InputError
 from search_spaces.rescaling import rescaling_problem
 from search_spaces.space import Config
-from trainables.base import Stage
+from trainables.base import Draws, Stage, Trainable
 from trainables.cost import Operation, Rounding, Size, costs
 from trainables.hypernetwork import (
     Activation,
@@ -106,7 +106,7 @@ class MaterializedNetwork(nn.Module):
         return output
 
 
-class ScaleSpaceSegmentation:
+class ScaleSpaceSegmentation(Trainable):
     """Segmentation whose network shrinks its features by a factor phi, or by one per level.
 
     Options of the network may be conditionings too: `model.network_choices`.
@@ -228,7 +228,13 @@ class ScaleSpaceSegmentation:
         return self.condition(primary, self.model, centre, generator)
 
     def loss(
-        self, module: nn.Module, images: Tensor, masks: Tensor, conditioning: Config, stage: str
+        self,
+        module: nn.Module,
+        images: Tensor,
+        masks: Tensor,
+        conditioning: Config,
+        stage: str,
+        draws: Draws | None = None,
     ) -> Tensor:
         z = self.encoded(conditioning, images.device)
         structure = self.structure(conditioning)

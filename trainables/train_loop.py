@@ -6,6 +6,7 @@ resumed training equals an uninterrupted one, and two workers equal one up to re
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
@@ -21,12 +22,20 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 
 from search_spaces.errors import InputError, RunError
 from search_spaces.space import CategoricalParameter, Config, Parameter, SearchSpace
-from trainables.base import Arrays, Precision, Trainable, TrainConfig, TrainContext, gather
+from trainables.base import (
+    Arrays,
+    Draws,
+    Precision,
+    Trainable,
+    TrainConfig,
+    TrainContext,
+    gather,
+)
 
 NUM_VALIDATION_SETTINGS = 5
 # Larger batches are no faster (`make bench evaluation`), and take memory.
@@ -65,15 +74,25 @@ def train(
     data: Mapping[str, Arrays],
     config: TrainConfig,
     context: TrainContext,
+    *,
+    start: Mapping[str, Tensor] | None = None,
 ) -> TrainResult:
     """Train a model on the split `train`, choosing the epoch on the split `val`.
 
+    Args:
+        trainable: what is trained.
+        data: its samples, by split.
+        config: how.
+        context: where.
+        start: weights of an earlier training that it starts from, if it does.
+
     Raises:
-        InputError: fewer training images than one batch, fewer images of a batch or of `val` than
-            workers, or a checkpoint of another training.
+        InputError: fewer training images than one batch and no `steps_per_epoch`, fewer images of
+            a batch or of `val` than workers, or a checkpoint of another training.
         RunError: the loss is not finite.
     """
-    if len(data["train"]) < config.batch_size:
+    everything, data = data, trainable.samples(data)
+    if len(data["train"]) < config.batch_size and config.steps_per_epoch is None:
         raise InputError(
             f"train.batch_size must be at most the number of training images, "
             f"{len(data['train'])}; got {config.batch_size}"
@@ -85,7 +104,10 @@ def train(
         )
     if config.num_threads is not None and context.device == "cpu":
         torch.set_num_threads(config.num_threads)
-    return _Training(trainable, data, config, context).run()
+    training = _Training(trainable, data, config, context)
+    if start is not None:
+        training.begin(start, everything)
+    return training.run()
 
 
 class _Training:
@@ -105,23 +127,43 @@ class _Training:
         self.memory_format = memory_format(config.channels_last, data["train"].images.ndim - 2)
         self.bare = trainable.build(config.seed)
         self.module = context.prepare(self.bare)
-        self.optimizer = torch.optim.Adam(
-            self.bare.parameters(),
-            lr=config.learning_rate,
-            betas=config.betas,
-            fused=True,
-        )
-        steps = len(data["train"]) // config.batch_size
-        self.steps_per_epoch = min(steps, config.steps_per_epoch or steps)
+        self.groups = trainable.parameter_groups(self.bare) if trainable.stages else []
+        self.optimizer = self._optimizer() if self.groups else None
+        whole = len(data["train"]) // config.batch_size
+        self.steps_per_epoch = config.steps_per_epoch or whole
+        self.start = ""  # digest of the weights that it starts from
         self.epoch = 0
         self.best: dict[str, Tensor] = {}
         self.best_epoch, self.best_metric = 0, -math.inf
         self.history: list[dict[str, float]] = []
         self.spent_s = self.spent_wall_s = 0.0
 
+    def _optimizer(self) -> torch.optim.Optimizer:
+        config = self.config
+        groups = [
+            {
+                "params": one.parameters,
+                "lr": config.learning_rate * one.rate,
+                "weight_decay": one.weight_decay,
+            }
+            for one in self.groups
+        ]
+        if config.optimizer == "sgd":
+            return torch.optim.SGD(groups, momentum=config.betas[0], nesterov=True, fused=True)
+        return torch.optim.Adam(groups, betas=config.betas, fused=True)
+
+    def begin(self, weights: Mapping[str, Tensor], data: Mapping[str, Arrays]) -> None:
+        """Start from what an earlier training has learned."""
+        self.start = hashlib.sha256(save(dict(weights))).hexdigest()
+        self.trainable.begin(self.bare, weights, data)
+
     def run(self) -> TrainResult:
         self._restore()
         clock = _Clock(self.device)
+        if not self.trainable.stages:
+            self._validate(0.0)
+            self.spent_s, self.spent_wall_s = clock.read()
+            return self._result()
         data = self.data["train"]
         images = torch.from_numpy(data.images).to(self.device)
         masks = torch.from_numpy(data.masks).to(self.device)
@@ -140,6 +182,9 @@ class _Training:
             if self.history:
                 metrics |= {"val": self.history[-1]["val"]}
             self.context.report(metrics, self._save() if saved else None)
+        return self._result()
+
+    def _result(self) -> TrainResult:
         return TrainResult(
             self.best,
             self.best_epoch,
@@ -167,6 +212,7 @@ class _Training:
 
     def _train_epoch(self, images: Tensor, masks: Tensor, pairs: Tensor | None) -> float:
         config, context = self.config, self.context
+        assert self.optimizer is not None
         self.module.train()
         stage, losses, drawn = self._stage(), [], []
         for step, rows in self._batches(len(self.data["train"])):
@@ -177,10 +223,11 @@ class _Training:
             conditioning = draw(
                 self.space, config.prior, (config.seed, step), endpoint_share=config.endpoint_share
             )
-            for group in self.optimizer.param_groups:
-                group["lr"] = config.learning_rate * self._schedule(step)
+            for group, own in zip(self.optimizer.param_groups, self.groups, strict=True):
+                group["lr"] = config.learning_rate * own.rate * self._schedule(step)
+            draws = Draws((config.seed, step), config.batch_size, context.rank, context.world_size)
             with autocast(self.device, config.precision):
-                loss = self.trainable.loss(self.module, x, y, conditioning, stage)
+                loss = self.trainable.loss(self.module, x, y, conditioning, stage, draws)
             # workers average gradients; weighting by shard size makes that the batch's mean
             weight = len(x) * context.world_size / config.batch_size
             self.optimizer.zero_grad(set_to_none=True)
@@ -195,15 +242,17 @@ class _Training:
             if not math.isfinite(value):
                 raise RunError(
                     f"{self.trainable.method}: the loss is {value} in epoch {self.epoch + 1}, step "
-                    f"{step + 1}, at {conditioning or 'its fixed setting'}: lower "
-                    f"train.learning_rate (now {config.learning_rate:g})"
+                    f"{step + 1}, at {conditioning or 'its fixed setting'}; "
+                    f"{self.trainable.advice} (train.learning_rate is {config.learning_rate:g})"
                 )
         return float(np.mean(values))
 
     def _batches(self, num_samples: int) -> Iterator[tuple[int, Tensor]]:
         """Yield (global step, sample indices) of one epoch, in an order from (seed, epoch)."""
-        order = np.random.default_rng((self.config.seed, self.epoch, 1)).permutation(num_samples)
         size = self.config.batch_size
+        rng = np.random.default_rng((self.config.seed, self.epoch, 1))
+        num_passes = -(-self.steps_per_epoch * size // num_samples)
+        order = np.concatenate([rng.permutation(num_samples) for _ in range(max(1, num_passes))])
         for index in range(self.steps_per_epoch):
             batch = torch.from_numpy(order[index * size : (index + 1) * size])
             yield self.epoch * self.steps_per_epoch + index, batch
@@ -213,6 +262,8 @@ class _Training:
         if self.config.schedule == "constant":
             return 1.0
         num_steps = self.config.epochs * self.steps_per_epoch
+        if self.config.schedule == "step":
+            return 1.0 if 4 * step < 3 * num_steps else 0.1
         return 0.5 * (1 + math.cos(math.pi * step / num_steps))
 
     def _validate(self, train_loss: float) -> None:
@@ -241,10 +292,11 @@ class _Training:
                 "epoch": float(self.epoch),
                 "train_loss": train_loss,
                 "val": metric,
-                "learning_rate": self.optimizer.param_groups[0]["lr"],
+                "learning_rate": self.optimizer.param_groups[0]["lr"] if self.optimizer else 0.0,
             }
         )
-        if not self.best or objective.to_loss(metric) < objective.to_loss(self.best_metric):
+        is_better = objective.to_loss(metric) < objective.to_loss(self.best_metric)
+        if not self.best or is_better or self.config.keep == "last":
             self.best_metric, self.best_epoch = metric, self.epoch
             self.best = {n: t.cpu().clone() for n, t in self.bare.state_dict().items()}
 
@@ -258,7 +310,8 @@ class _Training:
         return self._sum_over_workers(values) / self.context.world_size
 
     def _fingerprint(self) -> str:
-        return json.dumps([repr(self.trainable), asdict(self.config)], sort_keys=True)
+        settings = [repr(self.trainable), asdict(self.config)]
+        return json.dumps([*settings, self.start] if self.start else settings, sort_keys=True)
 
     def _save(self) -> Path | None:
         """Write everything that a resumed training needs; rank 0 does."""
@@ -273,6 +326,7 @@ class _Training:
         return folder
 
     def _write(self, folder: Path) -> None:
+        assert self.optimizer is not None
         optimizer = {
             f"{index}.{name}": value
             for index, state in self.optimizer.state_dict()["state"].items()
@@ -302,6 +356,7 @@ class _Training:
                 f"{folder}: this checkpoint belongs to a training with other settings; "
                 f"remove it or restore the settings"
             )
+        assert self.optimizer is not None
         load_weights(self.bare, folder / "last.safetensors")
         moments: dict[int, dict[str, Tensor]] = {}
         for key, value in read_tensors(folder / "optimizer.safetensors").items():

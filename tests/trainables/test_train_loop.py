@@ -102,7 +102,7 @@ class Scripted(ScaleSpaceSegmentation):
         super().__init__(method, model, settled)
         self.values, self.asked, self.validated = values, [], []
 
-    def loss(self, module, images, masks, conditioning, stage):
+    def loss(self, module, images, masks, conditioning, stage, draws=None):
         self.asked.append((images.clone(), masks.clone(), conditioning, stage))
         return super().loss(module, images, masks, conditioning, stage)
 
