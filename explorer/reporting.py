@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from explorer.comparisons import front_statistics, method_costs, method_tables
@@ -54,7 +55,7 @@ def plot_frontier(
             points,
             metric=quality,
             cost=cost,
-            conditioning=next(iter(conditioning_names(columns)), None),
+            conditioning=next(iter(conditioning_names(columns, main)), None),
             split=split,
             main=main,
             title=f"{title}: {quality} against {cost}",
@@ -122,7 +123,7 @@ def draw(
         with _writing(figures_dir):
             figures_dir.mkdir(exist_ok=True)
     quality, cost = objectives[0].name, objectives[-1].name
-    figures, names = {}, conditioning_names(columns)
+    figures, names = {}, conditioning_names(columns, main)
     statistics = front_statistics(columns, method_tables(columns), objectives)
     for split in sorted(set(columns["split"].tolist())):
         points = points_as_json(columns, split)
@@ -199,11 +200,11 @@ def _identity(point: Mapping[str, Any]) -> tuple[Any, ...]:
     return point["method"], *point["conditioning"].items()
 
 
-def conditioning_names(columns: Columns) -> list[str]:
-    """Names of the numeric conditionings, in the order of the columns."""
-    prefix = "conditioning/"
-    names = [name for name in columns if name.startswith(prefix)]
-    return [name.removeprefix(prefix) for name in names if columns[name].dtype.kind == "f"]
+def conditioning_names(columns: Columns, method: str) -> list[str]:
+    """Names of a method's numeric conditionings, in the order of the columns."""
+    prefix, own = "conditioning/", columns["method"] == method
+    numbers = [n for n in columns if n.startswith(prefix) and columns[n].dtype.kind == "f"]
+    return [n.removeprefix(prefix) for n in numbers if np.isfinite(columns[n][own]).any()]
 
 
 def has_categories(columns: Columns) -> bool:

@@ -23,7 +23,10 @@ Array = NDArray[np.float64]
 Dash = tuple[Literal["-", "--", ":", "-."], str]
 
 # Okabe & Ito (2008), "Color Universal Design": told apart with any colour vision.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+PALETTE = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"),
+    *("#8C6D46", "#8A8A8A"),
+)
 _BASELINE_MARKERS = ("s", "o", "^", "D", "v", "P", "X")
 # Of categories, as matplotlib and plotly call them.
 _DASHES: tuple[Dash, ...] = (("-", "solid"), ("--", "dash"), (":", "dot"), ("-.", "dashdot"))
@@ -33,6 +36,8 @@ METRICS = {
     "folded_voxels": "Folded voxels",
     "velocity_gradient": "Gradient of the velocity per voxel",
     "displacement": "Displacement in voxels",
+    "surface_dice": "Surface Dice",
+    "fine_tuned_blocks": "Fine-tuned blocks",
 }
 COSTS = {
     "macs": ("Multiply-adds per image", "MAC", "MACs"),

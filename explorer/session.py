@@ -284,7 +284,9 @@ def _check_trials(spec: ExplorationSpec) -> None:
         chosen = method_of(spec, baseline.method)
         needs = not chosen.is_amortised and chosen.parameters != ()
         if needs != bool(baseline.grid):
-            expected = "needs a" if needs else "takes no"
+            expected = "needs" if needs else "takes no"
+            if chosen.is_amortised:
+                expected = "is amortised and takes no"
             raise InputError(f"baselines: {baseline.method} {expected} grid, got {baseline.grid}")
     methods = [spec.method, *(baseline.method for baseline in spec.baselines)]
     rates = {method: rates_of(spec, method) for method in methods}

@@ -327,7 +327,8 @@ def _tune_trials(
     needs: dict[str, float] = {"memory": 2**20}
     if not distributed:
         needs = {"cpu": spec.train.num_threads, "gpu": spec.train.gpus_per_worker}
-    shared = ray.put({split: data[split] for split in ("train", "val")})
+    # of the test split only what a cross-validation leaves out in turn
+    shared = ray.put({n: own for n, own in data.items() if n != "test" or own.folds is not None})
     with tempfile.TemporaryDirectory(prefix="tune_") as storage:
         tuner = tune.Tuner(
             tune.with_resources(

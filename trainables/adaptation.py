@@ -259,12 +259,11 @@ class Adaptation(Trainable):
         )
         trains = self.strategy.tuned != "none"
         self.stages = (Stage("fine_tuning", 1.0),) if trains else ()
-        self.advice = (
-            "lower train.learning_rate or adaptation.policy_rate, or raise adaptation.temperature: "
-            "training with Gumbel-Softmax is sensitive to it"
-            if self.strategy.tuned == "policy"
-            else "lower train.learning_rate"
-        )
+        if self.strategy.tuned == "policy":
+            self.advice = (
+                " or adaptation.policy_rate, or raise adaptation.temperature, to which training "
+                "through Gumbel-Softmax is sensitive"
+            )
 
     @property
     def _kinds(self) -> tuple[str, ...]:

@@ -185,7 +185,7 @@ class Trainable(Protocol):
         problem: the space and objectives; its conditioning parameters are drawn while training.
         metrics: names of what `evaluate` returns.
         stages: in the order of training; none: there is nothing to train.
-        advice: what to do when the loss is no number.
+        advice: what else may help when the loss is no number.
 
     Registration is given pairs: images (n, 2 C, *spatial) and masks (n, 2, *spatial), moving then
     fixed.
@@ -195,7 +195,7 @@ class Trainable(Protocol):
     problem: Problem
     metrics: tuple[str, ...]
     stages: tuple[Stage, ...]
-    advice: str = "lower train.learning_rate"
+    advice: str = ""
 
     def samples(self, data: Mapping[str, Arrays]) -> Mapping[str, Arrays]:
         """The splits `train`, `val` and, where it is at hand, `test`, out of what there is."""

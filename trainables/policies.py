@@ -95,8 +95,7 @@ class PolicyNetwork(nn.Module):
             x = stage(x)
         features = F.relu(self.last_norm(x)).flatten(2).mean(2)
         with torch.autocast(images.device.type, enabled=False):
-            logits = self._logits(features.float(), z)
-        return logits
+            return self._logits(features.float(), z)
 
     def _logits(self, features: Tensor, z: Tensor | None) -> Tensor:
         """Logits (B, N, 2) of the last features (B, F)."""

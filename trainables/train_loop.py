@@ -163,6 +163,8 @@ class _Training:
         if not self.trainable.stages:
             self._validate(0.0)
             self.spent_s, self.spent_wall_s = clock.read()
+            told = {"epoch": 1, "epochs": 1, "train_loss": 0.0, "val": self.best_metric}
+            self.context.report(told, None)
             return self._result()
         data = self.data["train"]
         images = torch.from_numpy(data.images).to(self.device)
@@ -242,8 +244,8 @@ class _Training:
             if not math.isfinite(value):
                 raise RunError(
                     f"{self.trainable.method}: the loss is {value} in epoch {self.epoch + 1}, step "
-                    f"{step + 1}, at {conditioning or 'its fixed setting'}; "
-                    f"{self.trainable.advice} (train.learning_rate is {config.learning_rate:g})"
+                    f"{step + 1}, at {conditioning or 'its fixed setting'}: lower "
+                    f"train.learning_rate (now {config.learning_rate:g}){self.trainable.advice}"
                 )
         return float(np.mean(values))
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from trainables.base import Arrays, TrainConfig
+from trainables.adaptation import AdaptationModel
+from trainables.base import Arrays, Draws, TrainConfig
 from trainables.datasets import synthetic
 from trainables.hypermorph import RegistrationModel
 from trainables.methods import TRAINABLES
@@ -18,10 +20,17 @@ from trainables.train_loop import PlainContext, evaluate_setting, load_tensors, 
 
 ROOT = Path(__file__).parents[2]
 GRID_METHODS = {name for name, method in TRAINABLES.items() if not method.is_amortised}
-NAMES = {"segmentation": "phi", "registration": "lambda"}
+NAMES = {"segmentation": "phi", "registration": "lambda", "adaptation": "lambda"}
+# baselines whose grid is not over the conditioning
+SETTLED = {"oracle": {"fold": 1}} | {
+    name: {} for name, method in TRAINABLES.items() if method.parameters == ()
+}
 PAIRS = np.array([(a, b) for a in range(8) for b in range(8) if a != b])
 
 methods = pytest.mark.parametrize("method", TRAINABLES)
+trained_methods = pytest.mark.parametrize(
+    "method", [name for name in TRAINABLES if name not in ("histogram-matching", "no-adaptation")]
+)
 
 
 def name_of(method):
@@ -31,6 +40,8 @@ def name_of(method):
 
 @cache
 def splits(method):
+    if TRAINABLES[method].task == "adaptation":
+        return domains()
     is_of_pairs = TRAINABLES[method].task == "registration"
     data = synthetic.load(
         size=(24, 24), num_images=40, num_labels=2, num_domains=1 if is_of_pairs else 4
@@ -42,9 +53,28 @@ def splits(method):
     }
 
 
+@cache
+def domains():
+    data = synthetic.load(size=(24, 24), num_images=90, num_labels=2, num_domains=2)
+    parts = {"train": slice(0, 64, 2), "val": slice(64, 80, 2), "test": slice(80, 90, 2)}
+    parts |= {"source/train": slice(1, 64, 2), "source/val": slice(65, 80, 2)}
+    found = {name: Arrays(data.images[part], data.masks[part]) for name, part in parts.items()}
+    return found | {"test": replace(found["test"], folds=np.arange(5) % 3)}
+
+
 def make(method, *, dice_share=0.5, settled=None):
     if settled is None and method in GRID_METHODS:
-        settled = {name_of(method): 0.4}
+        settled = SETTLED.get(method, {name_of(method): 0.4})
+    if TRAINABLES[method].task == "adaptation":
+        adaptation = AdaptationModel(
+            channels=1,
+            labels=synthetic.labels_of(2),
+            size=(24, 24),
+            width=4,
+            num_levels=2,
+            policy_widths=(4, 8),
+        )
+        return TRAINABLES[method].construct(adaptation, settled)
     if TRAINABLES[method].task == "registration":
         registration = RegistrationModel(
             channels=1,
@@ -88,20 +118,23 @@ def fit(method, folder, *, dice_share=0.5, seed=0, epochs=2):
         augment=("flip",),
         validate_every=1,
     )
-    trainable = make(method, dice_share=dice_share)
-    return train(trainable, splits(method), config, PlainContext(folder, device="cpu"))
+    trainable, start = make(method, dice_share=dice_share), TRAINABLES[method].start
+    weights = make(start).build(99).state_dict() if start else None
+    context = PlainContext(folder, device="cpu")
+    return train(trainable, splits(method), config, context, start=weights)
 
 
-@methods
+@trained_methods
 @pytest.mark.parametrize("dice_share", [0.0, 1.0])
 def test_loss_falls_on_synthetic_data(method, dice_share, tmp_path):
-    history = fit(method, tmp_path, dice_share=dice_share, epochs=25).history
+    epochs = 16 if TRAINABLES[method].task == "adaptation" else 25
+    history = fit(method, tmp_path, dice_share=dice_share, epochs=epochs).history
     losses = [row["train_loss"] for row in history]
     assert np.isfinite(losses).all()
     assert losses[-1] < 0.9 * losses[0]
 
 
-@methods
+@trained_methods
 def test_same_seed_same_training_and_another_seed_another(method, tmp_path):
     first, again, other = (
         fit(method, tmp_path / str(index), seed=seed) for index, seed in enumerate((0, 0, 1))
@@ -120,8 +153,8 @@ def test_chosen_weights_give_the_chosen_metric_in_a_fresh_module(method, tmp_pat
     prior = [0.24, 0.32, 0.4, 0.48, 0.56]
     is_asked = settings_of(trainable) != [{}]
     asked = [{name_of(method): value} for value in prior] if is_asked else [{}]
-    val = splits(method)["val"]
-    values = [evaluate_setting(trainable, module, val, s)["dice"] for s in asked]
+    val, name = trainable.samples(splits(method))["val"], trainable.problem.objectives[0].name
+    values = [evaluate_setting(trainable, module.eval(), val, s)[name] for s in asked]
     assert result.best_metric == pytest.approx(np.nanmean(values), rel=1e-12)
 
 
@@ -134,9 +167,13 @@ def test_gradients_reach_every_parameter_in_every_stage(method):
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=source))
     for stage in trainable.stages:
         module.zero_grad()
-        for setting in settings_of(trainable):
-            trainable.loss(module, *batch(method), setting, stage.name).backward()
-        assert all(p.grad is not None and p.grad.any() for p in module.parameters()), stage
+        for step, setting in enumerate(settings_of(trainable)):
+            draws = Draws((0, step), 12)
+            trainable.loss(module, *batch(method, 12), setting, stage.name, draws).backward()
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        assert all(p.grad is not None and p.grad.any() for p in parameters), stage
+        trained = [p for g in trainable.parameter_groups(module) for p in g.parameters]
+        assert {id(p) for p in trained} == {id(p) for p in parameters}
 
 
 @methods
@@ -154,7 +191,7 @@ def test_loss_is_a_finite_scalar_and_leaves_its_inputs_alone(method):
     assert torch.equal(masks, batch(method)[1])
 
 
-@methods
+@trained_methods
 def test_stages_share_all_epochs(method):
     shares = [stage.share for stage in make(method).stages]
     assert sum(shares) == pytest.approx(1, rel=1e-12)
@@ -163,7 +200,7 @@ def test_stages_share_all_epochs(method):
 
 @methods
 def test_state_survives_a_round_trip(method):
-    first, second = (make(method).build(seed) for seed in (0, 1))
+    first, second = (make(method).build(seed).eval() for seed in (0, 1))
     second.load_state_dict(first.state_dict())
     trainable, (images, _) = make(method), batch(method)
     for setting in settings_of(trainable):
@@ -173,7 +210,7 @@ def test_state_survives_a_round_trip(method):
 
 @methods
 def test_values_are_one_per_image_and_declared_as_objectives(method):
-    trainable, module = make(method), make(method).build(0)
+    trainable, module = make(method), make(method).build(0).eval()
     network = trainable.materialize(module, settings_of(trainable)[0])
     with torch.no_grad():
         values = trainable.evaluate(network, *batch(method, 5))
@@ -190,7 +227,7 @@ def test_values_are_one_per_image_and_declared_as_objectives(method):
 
 @methods
 def test_one_image_gives_the_values_that_it_has_among_others(method):
-    trainable, module = make(method), make(method).build(0)
+    trainable, module = make(method), make(method).build(0).eval()
     network = trainable.materialize(module, settings_of(trainable)[-1])
     images, masks = batch(method, 4)
     with torch.no_grad():

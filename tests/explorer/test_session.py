@@ -1,9 +1,14 @@
-"""Standard errors of images, and of pairs that share them."""
+"""Standard errors of images, and of pairs that share them; which samples an adaptation is given."""
+
+import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from explorer.session import standard_error
+from explorer.session import check_spec, folds_of, load_data, samples_of, standard_error
+from explorer.specs import load_spec
+from search_spaces.errors import InputError
 
 PAIRS = np.array([(a, b) for a in range(8) for b in range(8) if a != b])
 
@@ -33,3 +38,76 @@ def test_pairs_without_a_value_do_not_count():
     some = np.isfinite(values)
     assert standard_error(values, PAIRS) == standard_error(values[some], PAIRS[some])
     assert standard_error(np.array([0.1, 0.2]), PAIRS[[0, 0]]) is None
+
+
+# Adaptation
+
+
+def adapting(*changes):
+    return load_spec("spottunet-demo", ["dataset.size=[16,16]", "model.width=2", *changes])
+
+
+def test_target_images_are_split_and_the_source_s_are_beside_them():
+    spec = adapting()
+    dataset = load_data(spec)
+    samples = samples_of(spec, dataset)
+    assert list(samples) == ["train", "val", "test", "source/train", "source/val"]
+    for name, own in samples.items():
+        domains = dataset.domains[own.indices]
+        assert (domains == (0 if name.startswith("source/") else 1)).all()
+        assert own.ids == [dataset.ids[index] for index in own.indices]
+        assert np.array_equal(own.arrays.images, dataset.images[own.indices])
+    every = np.concatenate([own.indices for own in samples.values()])
+    assert len(set(every.tolist())) == len(every)
+    assert sorted(set(samples["test"].arrays.folds)) == [0, 1, 2]
+
+
+def test_first_annotated_images_are_the_same_whatever_their_number():
+    few, more = (
+        samples_of(spec, load_data(spec))["train"].ids
+        for spec in (adapting(), adapting("adaptation.amount=20"))
+    )
+    assert few == more != sorted(few)
+
+
+def test_images_of_one_person_lie_together_and_in_one_fold():
+    dataset = load_data(adapting())
+    people = tuple(f"person {index // 6}" for index in range(len(dataset)))
+    dataset = replace(dataset, groups=people)
+    own = samples_of(adapting(), dataset)
+    names = [people[index] for index in own["train"].indices]
+    changes = sum(a != b for a, b in itertools.pairwise(names))
+    assert changes == len(set(names)) - 1
+    folds = own["test"].arrays.folds
+    for name in {people[index] for index in own["test"].indices}:
+        inside = [people[index] == name for index in own["test"].indices]
+        assert len(set(folds[inside])) == 1
+
+
+def test_folds_take_turns():
+    assert folds_of(["a", "b", "b", "c", "d"]).tolist() == [0, 1, 1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("adaptation.source=null", "adaptation.source: missing; the name of a domain"),
+        ("adaptation.target=domain_0", "source and target are both domain_0"),
+        ("adaptation.target=moon", r"adaptation.target.*'moon'.*domain_0, domain_1"),
+        ("adaptation.amount=1000", "domain_1 has 3[0-9] images to train on, not 1000"),
+        ("model.stages=3", "model.stages: adaptation has a network of its own"),
+        ("registration.radius=2", "spottunet-amortised registers nothing"),
+        ("baselines=[{method: finetune-all, grid: {lambda: [0]}}]", "finetune-all takes no grid"),
+        ("baselines=[{method: oracle}]", "oracle needs grid"),
+        ("baselines=[{method: fixed, grid: {phi: [0.5]}}]", "fixed is for segmentation"),
+        ("dataset.size=[20,16]", "multiples of 8 for 3 halvings"),
+        ("train.prior={phi: [0, 1]}", "train.prior: unknown parameter 'phi'; known: lambda"),
+    ],
+)
+def test_mistakes_of_an_adaptation_are_named(change, message):
+    def check(spec):
+        check_spec(spec)
+        load_data(spec)
+
+    with pytest.raises(InputError, match=message):
+        check(adapting(change))

@@ -175,9 +175,9 @@ def test_malformed_set_is_refused(change, message):
         (
             "epoch=1",
             "epoch",
-            "name, method, dataset, model, registration, train, explore, baselines",
+            "name, method, dataset, model, registration, adaptation, train, explore, baselines",
         ),
-        ("train.epoch=1", "train.epoch", "epochs, steps_per_epoch, batch_size, learning_rate"),
+        ("train.epoch=1", "train.epoch", "epochs, steps_per_epoch, batch_size, optimizer"),
         ("dataset.sizes=1", "dataset.sizes", "name, root, size, split_seed, options"),
         ("model.depth=1", "model.depth", "network, options, choices, width"),
         ("explore.points=1", "explore.points", "space, split, sampler, num_points"),
@@ -347,7 +347,7 @@ def test_folder_is_no_spec(tmp_path):
     [
         (
             "method=shn",
-            "unknown method 'shn'; known: film, fixed, hypermorph, sshn, stochastic, voxelmorph",
+            "unknown method 'shn'; known: film, finetune-all, .*sshn, stochastic, voxelmorph",
         ),
         ("dataset.name=mnist", "unknown data set 'mnist'; known: .*synthetic"),
         (

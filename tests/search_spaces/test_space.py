@@ -23,7 +23,8 @@ def float_parameters(draw):
     low, high = sorted((draw(bounded), draw(bounded)))
     assume(high - low > 1e-6 * max(abs(low), abs(high), 1))
     log = draw(st.booleans()) and low > 1e-6
-    return FloatParameter("x", low, high, log=log)
+    soft = None if log else draw(st.sampled_from([None, 1e-3, 1.0]))
+    return FloatParameter("x", low, high, log=log, linear_below=soft)
 
 
 @st.composite
@@ -85,6 +86,15 @@ def test_rounding_does_not_leave_the_range(low, high, log):
     assert FloatParameter("x", low, high, log=log).from_unit(1.0) == high
 
 
+def test_price_is_spaced_evenly_near_zero_and_logarithmically_far_above():
+    price = FloatParameter("price", 0.0, 10.0, linear_below=1e-3)
+    assert [price.from_unit(u) for u in (0.0, 1.0)] == [0.0, 10.0]
+    assert price.to_unit(2e-6) == pytest.approx(2 * price.to_unit(1e-6), rel=1e-3)
+    steps = [price.to_unit(10 * x) - price.to_unit(x) for x in (0.1, 1.0)]
+    assert steps[0] == pytest.approx(steps[1], rel=2e-2)
+    assert price.to_unit(price.from_unit(0.3)) == pytest.approx(0.3, rel=1e-12)
+
+
 def test_logarithmic_middle_is_the_geometric_mean():
     assert LOG.from_unit(0.5) == pytest.approx(1e-2, rel=1e-12)
     assert LOG.to_unit(1e-3) == pytest.approx(0.25, rel=1e-12)
@@ -140,6 +150,8 @@ def test_wrong_value_is_refused_by_name(parameter, value, message):
         (lambda: FloatParameter("x", 0, math.inf), "x: expected finite low < high"),
         (lambda: FloatParameter("x", math.nan, 1), "x: expected finite low < high"),
         (lambda: FloatParameter("x", 0, 1, log=True), "x: a logarithmic range needs low > 0"),
+        (lambda: FloatParameter("x", 0, 1, linear_below=0), "x: linear_below must be positive"),
+        (lambda: FloatParameter("x", 1, 2, log=True, linear_below=1), "positive and without log"),
         (lambda: IntParameter("k", 3, 3), r"k: expected low < high, got \[3, 3\]"),
         (lambda: CategoricalParameter("c", ("a",)), "c: expected at least two different choices"),
         (lambda: CategoricalParameter("c", ("a", "a")), "c: expected at least two different"),

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -323,9 +324,46 @@ def test_an_epoch_ends_after_its_steps(tmp_path):
     trainable = Scripted(*range(3))
     train(trainable, DATA, shorter, PlainContext(tmp_path, device="cpu"))
     assert len(trainable.asked) == 2 * CONFIG.epochs  # of three whole batches in 12 images
+
+
+def test_images_come_again_where_an_epoch_has_more_steps_than_they_fill(tmp_path):
     longer = Scripted(*range(3))
-    train(longer, DATA, replace(CONFIG, steps_per_epoch=9), PlainContext(tmp_path / "b"))
-    assert len(longer.asked) == 3 * CONFIG.epochs
+    config = replace(CONFIG, steps_per_epoch=5, batch_size=6, augment=())
+    train(longer, DATA, config, PlainContext(tmp_path, device="cpu"))
+    assert len(longer.asked) == 5 * CONFIG.epochs
+    first = [image.numpy().tobytes() for images, *_ in longer.asked[:4] for image in images]
+    assert Counter(first) == dict.fromkeys({image.tobytes() for image in DATA["train"].images}, 2)
+    assert first[:12] != first[12:]
+    few = {**DATA, "train": DATA["train"].select(slice(4))}  # fewer than a batch
+    train(few_made := Scripted(*range(3)), few, config, PlainContext(tmp_path / "few"))
+    assert len(few_made.asked) == 5 * CONFIG.epochs
+    with pytest.raises(InputError, match="at most the number of training images, 4; got 6"):
+        train(Scripted(), few, replace(config, steps_per_epoch=None), PlainContext(tmp_path / "no"))
+
+
+def test_step_schedule_falls_to_a_tenth_after_three_quarters(tmp_path):
+    trainable = Scripted(*range(10))
+    config = replace(CONFIG, epochs=8, validate_every=1, schedule="step", learning_rate=0.01)
+    history = train(trainable, DATA, config, PlainContext(tmp_path, device="cpu")).history
+    assert [row["learning_rate"] for row in history] == pytest.approx([0.01] * 6 + [0.001] * 2)
+
+
+def test_last_epoch_is_kept_where_the_best_is_not_asked_for(tmp_path):
+    for keep, epoch in (("best", 2), ("last", 6)):
+        trainable = Scripted(0.9, 0.5, 0.7)
+        config = replace(CONFIG, keep=keep)
+        result = train(trainable, DATA, config, PlainContext(tmp_path / keep, device="cpu"))
+        assert (result.best_epoch, result.best_metric) == (epoch, 0.9 if keep == "best" else 0.7)
+
+
+def test_sgd_is_resumed_as_it_was(tmp_path):
+    config = replace(CONFIG, optimizer="sgd", learning_rate=0.01)
+    whole = train(make(), DATA, config, PlainContext(tmp_path / "whole", device="cpu"))
+    with pytest.raises(KilledError):
+        train(make(), DATA, config, KilledContext(tmp_path / "killed", 5))
+    resumed = train(make(), DATA, config, PlainContext(tmp_path / "killed", device="cpu"))
+    assert resumed.history == whole.history
+    assert all(torch.equal(tensor, resumed.best[name]) for name, tensor in whole.best.items())
 
 
 def test_pairs_are_gathered_moving_first():

@@ -1,0 +1,113 @@
+"""An adaptation from the source network to the answer to a query."""
+
+import json
+
+import numpy as np
+import pytest
+
+from explorer import open_exploration
+from explorer.store import samples_store
+
+pytestmark = [pytest.mark.ray]  # the exploration is made by a Ray of its own
+
+CHANGES = (
+    "name=moved",
+    "dataset.size=[16, 16]",
+    "dataset.options={num_images: 60, num_domains: 2, num_labels: 1}",
+    "model.width=2",
+    "adaptation.num_levels=2",
+    "adaptation.policy_widths=[2, 4]",
+    "adaptation.pretraining={epochs: 2, learning_rate: 3.0e-3}",
+    "train.epochs=2",
+    "train.steps_per_epoch=4",
+    "train.seeds=[0, 1]",
+    "explore.num_points=5",
+    "baselines=[{method: spottunet, grid: {lambda: [0, 0.1], temperature: [0.1, 1]}}, "
+    "{method: finetune-first}, {method: no-adaptation}, {method: histogram-matching}, "
+    "{method: oracle, grid: {fold: [0, 1, 2]}}]",
+)
+NUM_POINTS = {
+    "spottunet-amortised": 5,
+    "spottunet": 4,
+    "finetune-first": 1,
+    "no-adaptation": 1,
+    "histogram-matching": 1,
+    "oracle": 3,
+}
+
+
+@pytest.fixture(scope="module")
+def runs_dir(explorer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adaptation")
+    ended = explorer(
+        "run",
+        "spottunet-demo",
+        *(part for change in CHANGES for part in ("--set", change)),
+        "--runs-dir",
+        folder / "runs",
+        "--json",
+        MLFLOW_TRACKING_URI=f"sqlite:///{folder / 'mlflow.db'}",
+    )
+    assert ended.code == 0, ended.stderr
+    assert json.loads(ended.stdout)["num_measurements"] == 2 * 2 * sum(NUM_POINTS.values())
+    assert "completed. Last result" not in ended.stderr
+    return folder / "runs"
+
+
+@pytest.fixture
+def exploration(runs_dir):
+    return open_exploration("moved-1", runs_dir)
+
+
+def test_every_method_has_its_points_of_both_seeds(exploration):
+    for method, count in NUM_POINTS.items():
+        points = exploration.points(method=method)
+        assert len(points) == count
+        assert {points.point(index).num_seeds for index in range(count)} == {2}
+    names = exploration.points(method="spottunet").point(0).conditioning
+    assert set(names) == {"lambda", "temperature"}
+    assert dict(exploration.points(method="no-adaptation").point(0).conditioning) == {}
+
+
+def test_source_is_trained_once_for_each_seed_and_all_start_from_it(exploration):
+    records = {path.parent.name for path in (exploration.folder / "trials").glob("*/trial.json")}
+    assert {"source-s0", "source-s1"} <= records
+    assert len(records) == 2 + 2 * (1 + 4 + 1 + 1 + 1 + 3)
+    still = exploration.points(method="no-adaptation").point(0)
+    assert still.metrics["fine_tuned_blocks"] == 0
+    first = exploration.points(method="finetune-first").point(0)
+    assert first.metrics["fine_tuned_blocks"] == 2
+    assert first.metrics["fine_tuned/init_0"] == 1
+
+
+def test_each_test_image_is_judged_by_the_oracle_that_did_not_see_it(exploration):
+    table = samples_store(exploration.folder).load().to_pandas()
+    own = table[(table.method == "oracle") & (table.seed == 0)]
+    judged = own.groupby("sample_id")["metric/fine_tuned_blocks"].count()
+    assert (judged == 1).all()
+    assert len(judged) == table[table.method == "no-adaptation"].sample_id.nunique()
+
+
+def test_query_and_comparison_answer(explorer, runs_dir, exploration):
+    bound = ("--max", "fine_tuned_blocks=12", "--runs-dir", runs_dir, "--json")
+    asked = explorer("query", "moved-1", *bound)
+    assert asked.code in (0, 3), asked.stderr
+    answer = json.loads(asked.stdout)
+    point = answer["point"] or answer["nearest"]
+    assert set(point["conditioning"]) == {"lambda"}
+    compared = exploration.compare()
+    assert set(compared["methods"]) == set(NUM_POINTS)
+    names = {path.name for path in (exploration.folder / "figures").glob("*.png")}
+    assert {
+        "surface_dice-against-fine_tuned_blocks-val.png",
+        "surface_dice-against-lambda-test.png",
+    } <= names
+    assert not any("fold" in name or "temperature" in name or "map" in name for name in names)
+    values = exploration.points().values("fine_tuned_blocks")
+    assert np.isfinite(values).all()
+
+
+def test_network_of_an_adaptation_is_not_exported_yet(explorer, runs_dir, tmp_path):
+    refused = explorer("export", "moved-1", "--output", tmp_path / "out", "--runs-dir", runs_dir)
+    assert refused.code == 2
+    assert "method spottunet-amortised: its networks cannot be handed over" in refused.error
