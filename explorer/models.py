@@ -157,6 +157,7 @@ def _adaptation_model(spec: ExplorationSpec) -> AdaptationModel:
         hidden_sizes=spec.model.hidden_sizes,
         ends=(ends[0], ends[1]),
         tolerance=section.tolerance,
+        spacing=dataset_source(spec).spacing_mm,
     )
 
 

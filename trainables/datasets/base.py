@@ -148,6 +148,7 @@ class DatasetSource:
         read: `read(path, data, *, size, max_pixels, **options)` makes a `ReadImage` of the content
             of one more file, exactly as `load` does; raises InputError for bad data. None: images
             of this data set cannot be brought as files.
+        spacing_mm: of the pixels of every image, per axis, where it is known and the same.
         licence: under which the images may be used; empty: not stated.
         citation: what its authors ask to be cited, and whom they ask to be acknowledged.
     """
@@ -163,6 +164,7 @@ class DatasetSource:
     labels_of: Callable[[Mapping[str, Any]], tuple[str, ...]] | None = None
     size_of: Callable[[Mapping[str, Any]], Size] | None = None
     read: Callable[..., ReadImage] | None = None
+    spacing_mm: tuple[float, ...] | None = None
     licence: str = ""
     citation: str = ""
 
