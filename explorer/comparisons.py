@@ -19,9 +19,10 @@ from explorer.attainment import (
     mean_gap,
     share_dominated,
 )
-from explorer.measurements import CodedColumns, Columns
+from explorer.measurements import CodedColumns, Columns, setting_id
 from explorer.points import Floats, Point, methods_on, point_columns
 from explorer.queries import Bound, PointTable
+from explorer.significance import Significance, significance
 from search_spaces.errors import InputError, unknown_name
 from search_spaces.problem import Objective
 
@@ -248,7 +249,8 @@ def compare(
     Per method: cost, its ratio to the main method's (training alone, and with the evaluations
     counted), the best point on validation, `front_statistics`; per other method: the paired
     difference on test, and chosen on validation the iso-accuracy saving and the iso-cost gain,
-    where the last objective is a cost, and which front dominates how much of the other.
+    where the last objective is a cost, which front dominates how much of the other, and, each
+    at its best setting on validation, whether it is significantly better on test.
     `ref_point` holds losses.
     """
     costs = method_costs(columns)
@@ -283,6 +285,9 @@ def compare(
         "ref_point": dict(zip([o.name for o in objectives], ref_point.tolist(), strict=True)),
         "methods": methods,
         "paired_on_test": [asdict(difference) for difference in differences],
+        "significance_on_test": []
+        if samples is None
+        else [asdict(one) for one in _significances(samples, best, method, quality)],
         "iso_accuracy": {
             name: _iso_accuracy(main_table, best[name], quality, cost) for name in priced
         },
@@ -293,6 +298,34 @@ def compare(
             name: _dominance(main_table, tables[name], objectives, scale) for name in others
         },
     }
+
+
+def _significances(
+    samples: Columns, best: Mapping[str, Point], method: str, quality: Objective
+) -> list[Significance]:
+    """A method against every other one on test, each at its best on validation."""
+    values, ids = {}, {}
+    for name, point in best.items():
+        rows = (samples["method"] == name) & (
+            samples["setting_id"] == setting_id(point.conditioning)
+        )
+        if rows.any():
+            table, ids[name] = _by_seed_and_image(samples, rows, quality.name)
+            present = np.isfinite(table)
+            counts = present.sum(0)
+            totals = np.where(present, table, 0).sum(0)
+            values[name] = np.where(counts > 0, totals / np.maximum(counts, 1), np.nan)
+    if method not in values or _members(ids[method]) is not None:
+        return []  # pairs share images: they are no independent samples
+    sign = float(quality.to_loss(-1.0))
+    found = [
+        significance(
+            values[method], own, method=method, against=name, metric=quality.name, sign=sign
+        )
+        for name, own in values.items()
+        if name != method and ids[name] == ids[method]
+    ]
+    return [one for one in found if one is not None]
 
 
 def _attainment(

@@ -38,8 +38,9 @@ class Point:
         standard_errors: over the images of a split, as the mean over seeds. All seeds are
             evaluated on the same images, so their errors do not average out: this is the upper
             bound of the standard error of `metrics` over images, reached when seeds err alike.
-        seed_sd: standard deviation over seeds (n - 1 in the denominator); empty for one seed.
-        num_seeds: how many trainings were averaged.
+        seed_sd: standard deviation over seeds (n - 1 in the denominator), each the mean of its
+            trainings where it has several (folds); empty for one seed.
+        num_seeds: how many seeds were averaged.
         costs: means over seeds, without `train_s`, which the method spends and not the point.
         test_metrics: means over seeds on the test split; empty where it was not evaluated.
         method: what was trained.
@@ -216,8 +217,8 @@ class PointRows:
             conditioning=dict(self.conditioning(index)),
             metrics=_present(metrics, index),
             standard_errors=self._summaries("se/", rows, _mean),
-            seed_sd=self._summaries("metric/", rows, _sd),
-            num_seeds=len(rows),
+            seed_sd=self._summaries("metric/", rows, _sd, by_seed=True),
+            num_seeds=len(self._by_seed(rows)),
             costs=_present(costs, index),
             test_metrics=self._summaries("metric/", test_rows, _mean),
             method=str(self.columns["method"][rows[0]]),
@@ -253,14 +254,36 @@ class PointRows:
         sums = np.add.reduceat(np.where(present, own, 0.0), starts)
         return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
+    def _by_seed(self, rows: Sequence[int]) -> list[list[int]]:
+        """Rows of each seed, where seeds are told."""
+        if "seed" not in self.columns:
+            return [[row] for row in rows]
+        groups: dict[int, list[int]] = {}
+        seeds: Any = self.columns["seed"]
+        for row in rows:
+            groups.setdefault(int(seeds[row]), []).append(row)
+        return list(groups.values())
+
     def _summaries(
-        self, prefix: str, rows: Sequence[int], summary: Callable[[list[float]], float | None]
+        self,
+        prefix: str,
+        rows: Sequence[int],
+        summary: Callable[[list[float]], float | None],
+        *,
+        by_seed: bool = False,
     ) -> dict[str, float]:
-        """A number for each column of a family over a few rows; where it is None, none."""
+        """A number for each column of a family over a few rows; where it is None, none.
+
+        It is of the rows' values, or of the mean values of seeds.
+        """
         told = {}
+        groups = self._by_seed(rows) if by_seed else [[row] for row in rows]
         for name, values in _family(self.columns, prefix):
-            present = [value for row in rows if math.isfinite(value := float(values[row]))]
-            number = summary(present)
+            means = [
+                _mean([x for row in own if math.isfinite(x := float(values[row]))])
+                for own in groups
+            ]
+            number = summary([mean for mean in means if mean is not None])
             if number is not None:
                 told[name] = number
         return told

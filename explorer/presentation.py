@@ -120,6 +120,14 @@ def show_comparison(comparison: Mapping[str, Any]) -> None:
             f"{100 * row['high']:+.2f}; {row['num_settings']} settings, "
             f"{row['num_images']} samples, {row['num_seeds']} seeds)"
         )
+    for row in comparison["significance_on_test"]:
+        console.print(
+            f"{row['method']} minus {row['against']}, each at its best on validation, "
+            f"{row['metric']} on test: {100 * row['difference']:+.2f} points "
+            f"({row['num_samples']} samples; better: Wilcoxon p = {row['wilcoxon_p']:.2g}, sign "
+            f"test p = {row['sign_p']:.2g}; within {100 * row['margin']:g} point: TOST p = "
+            f"{row['equivalence_p']:.2g})"
+        )
     for name, saving in comparison["iso_accuracy"].items():
         if saving["saving"] is not None:
             setting = _setting(saving["point"]["conditioning"])

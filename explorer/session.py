@@ -56,6 +56,7 @@ from explorer.sampling import Sampler, SamplingTask
 from explorer.specs import ExplorationSpec
 from explorer.store import measurements_store, read_json, samples_store, set_state
 from explorer.training import (
+    Trial,
     TrialRecord,
     rates_of,
     ray_session,
@@ -520,12 +521,17 @@ class Session:
             set_state(self.folder, elapsed_s=elapsed, num_measurements=len(self.recorded))
 
     def _groups(self) -> dict[str, list[TrialRecord]]:
-        """Trials that are explored together, one per seed: by method and grid value."""
+        """Trials that are explored together, one per seed or replicate: by method and setting."""
         groups: dict[str, list[TrialRecord]] = {}
         for record in self.records.values():
-            name = "-".join([record.trial.method, *settled_parts(record.trial.settled)])
+            name = "-".join([record.trial.method, *settled_parts(self._setting(record.trial))])
             groups.setdefault(name, []).append(record)
         return groups
+
+    def _setting(self, trial: Trial) -> Config:
+        """What a trial was trained for, of its training parameters."""
+        replicates = method_of(self.spec, trial.method).replicates
+        return {name: value for name, value in trial.settled.items() if name not in replicates}
 
     def _validation_units(self, journal_path: Path) -> list[Unit]:
         units = []
@@ -533,7 +539,7 @@ class Session:
             trial = records[0].trial
             trial_ids = tuple(record.trial.trial_id for record in records)
             if not method_of(self.spec, trial.method).is_amortised:
-                units.append(Unit(name, "val", trial_ids, ListSampler([trial.settled])))
+                units.append(Unit(name, "val", trial_ids, ListSampler([self._setting(trial)])))
             else:
                 journal = journal_path if trial.method == self.spec.method else None
                 sampler = sampler_of(self.spec, trial.method, self.objectives, journal)

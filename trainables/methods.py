@@ -30,6 +30,8 @@ class Method:
         parameters: names that the grid of a method that is not amortised must have, if they are
             not all conditionings of the explored one.
         options: names that it may have.
+        replicates: those of them that are no setting: trainings that differ in them alone are
+            averaged, as seeds are.
         start: method whose training of the same seed it starts from.
     """
 
@@ -38,6 +40,7 @@ class Method:
     task: Task = "segmentation"
     parameters: tuple[str, ...] | None = None
     options: tuple[str, ...] = ()
+    replicates: tuple[str, ...] = ()
     start: str | None = None
 
 
@@ -57,6 +60,7 @@ TRAINABLES: dict[str, Method] = {
             task="adaptation",
             parameters=own.parameters[:1],
             options=own.parameters[1:],
+            replicates=("fold",) if own.domain == "folds" else (),
             start=None if name == "source" or own.domain == "folds" else "source",
         )
         for name, own in STRATEGIES.items()
