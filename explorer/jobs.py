@@ -19,6 +19,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+# a client does not switch it on by itself, and Ray reads it when it is imported
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+
 import ray.exceptions
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
@@ -86,7 +89,6 @@ class Cluster:
                 f"http://127.0.0.1:8265"
             )
         self.address = address
-        os.environ["RAY_AUTH_MODE"] = "token"  # a client does not switch it on by itself
         if token_file is not None:
             if not token_file.is_file():
                 raise InputError(f"--token-file {token_file}: no such file")

@@ -106,6 +106,7 @@ def _controls(views: Views, exploration: Exploration) -> None:
                     high,
                     value=high,
                     step=0.001,
+                    interactive=True,
                     label=f"Budget: {front.label}",
                     info="moves to the best setting within it",
                 )
@@ -161,10 +162,20 @@ def _controls(views: Views, exploration: Exploration) -> None:
 
 def _input(parameter: Parameter, value: Any) -> Any:
     if isinstance(parameter, CategoricalParameter):
-        return gr.Radio(list(parameter.choices), value=value, label=parameter.name)
+        return gr.Radio(
+            list(parameter.choices), value=value, label=parameter.name, interactive=True
+        )
     is_whole = isinstance(parameter, IntParameter)
     step = 1 if is_whole else (parameter.high - parameter.low) / 200
-    return gr.Slider(parameter.low, parameter.high, value=value, step=step, label=parameter.name)
+    # else what an answer may move is shown, but not for a hand to move
+    return gr.Slider(
+        parameter.low,
+        parameter.high,
+        value=value,
+        step=step,
+        label=parameter.name,
+        interactive=True,
+    )
 
 
 def _exported(exploration: Exploration, setting: Config) -> Any:

@@ -236,7 +236,8 @@ class Command:
 
     def start(self, *arguments: Any, **environment: str) -> subprocess.Popen[str]:
         """Start it as the leader of a session of its own, which `kill` ends as a whole."""
-        env = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "COLUMNS")}
+        unset = ("RAY_ADDRESS", "COLUMNS", "RAY_AUTH_MODE")  # as a user has them
+        env = {k: v for k, v in os.environ.items() if k not in unset}
         process = subprocess.Popen(
             [str(self.path), *map(str, arguments)],
             env=env | environment,
