@@ -75,8 +75,24 @@ class Listing:
     attributes: Mapping[str, Column] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """The k images that the two files of one sample hold.
+
+    Attributes:
+        ids: (k,) of the images.
+        images: (k, C, *size), intensities in [-1, 1].
+        masks: (k, *size).
+    """
+
+    ids: tuple[str, ...]
+    images: NDArray[np.float32]
+    masks: NDArray[np.uint8]
+
+
 # (sample, image bytes, mask bytes, size) -> image (C, *size) in [-1, 1], mask (*size)
 Decode: TypeAlias = Callable[[Sample, bytes, bytes, Size], Pair]
+DecodeStack: TypeAlias = Callable[[Sample, bytes, bytes, Size], Stack]
 
 
 def load_files(
@@ -93,12 +109,37 @@ def load_files(
     Raises:
         InputError: the listing has problems or no images, or a file cannot be used.
     """
+
+    def one(sample: Sample, image_bytes: bytes, mask_bytes: bytes, size: Size) -> Stack:
+        image, mask = decode(sample, image_bytes, mask_bytes, size)
+        return Stack((sample.id,), image[None], mask[None])
+
+    return load_stacks(
+        name, listing, one, num_each=1, size=size, labels=labels, domain_names=domain_names
+    )
+
+
+def load_stacks(
+    name: str,
+    listing: Listing,
+    decode: DecodeStack,
+    *,
+    num_each: int,
+    size: Size,
+    labels: tuple[str, ...],
+    domain_names: tuple[str, ...],
+) -> ImageDataset:
+    """`load_files` where each sample holds `num_each` images; what is known of it holds for all.
+
+    Raises:
+        InputError: the listing has problems or no images, or a file cannot be used.
+    """
     if listing.problems:
         more = len(listing.problems) - 1
         hint = f" (and {more} more: explorer datasets check {name} --root DIR)" if more else ""
         raise InputError(listing.problems[0] + hint)
 
-    def read(sample: Sample) -> tuple[Pair, list[tuple[Path, str]]]:
+    def read(sample: Sample) -> tuple[Stack, list[tuple[Path, str]]]:
         image_bytes, mask_bytes = read_bytes(sample.image_path), read_bytes(sample.mask_path)
         hashes = [
             (sample.image_path, _sha256(image_bytes)),
@@ -107,40 +148,67 @@ def load_files(
         return decode(sample, image_bytes, mask_bytes, size), hashes
 
     hashes = [(path, _sha256(read_bytes(path))) for path in listing.lists]
-    masks = np.empty((len(listing.samples), *size), dtype=np.uint8)
-    images = np.empty((len(listing.samples), 0, *size), dtype=np.float32)
+    num_images = num_each * len(listing.samples)
+    images = np.empty((0, 0, *size), dtype=np.float32)
+    masks = np.empty((0, *size), dtype=np.uint8)
+    ids: list[str] = []
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        for index, (pair, pair_hashes) in enumerate(pool.map(read, listing.samples)):
-            if index == 0:
-                images = np.empty((len(masks), *pair[0].shape), dtype=np.float32)
-            images[index], masks[index] = pair
-            hashes += pair_hashes
+        for stack, stack_hashes in pool.map(read, listing.samples):
+            if not ids:
+                images = np.empty((num_images, *stack.images.shape[1:]), dtype=np.float32)
+                masks = np.empty((num_images, *size), dtype=np.uint8)
+            rows = slice(len(ids), len(ids) + num_each)
+            images[rows], masks[rows] = stack.images, stack.masks
+            ids += stack.ids
+            hashes += stack_hashes
+    samples = [sample for sample in listing.samples for _ in range(num_each)]
     return ImageDataset(
         name=name,
         images=images,
         masks=masks,
         labels=labels,
-        ids=tuple(sample.id for sample in listing.samples),
-        domains=np.array([sample.domain for sample in listing.samples], dtype=np.int64),
+        ids=tuple(ids),
+        domains=np.array([sample.domain for sample in samples], dtype=np.int64),
         domain_names=domain_names,
-        classes=np.array([sample.class_index for sample in listing.samples], dtype=np.int64),
-        targets=np.array([sample.target for sample in listing.samples], dtype=np.float64),
-        groups=tuple(sample.group or sample.id for sample in listing.samples),
-        attributes=listing.attributes,
-        digest=digest_files(name, size, listing.root, hashes),
+        classes=np.array([sample.class_index for sample in samples], dtype=np.int64),
+        targets=np.array([sample.target for sample in samples], dtype=np.float64),
+        groups=tuple(sample.group or sample.id for sample in samples),
+        attributes={
+            each: _repeated(column, num_each) for each, column in listing.attributes.items()
+        },
+        digest=digest_files(
+            name if num_each == 1 else f"{name} {num_each}", size, listing.root, hashes
+        ),
     )
+
+
+def _repeated(column: Column, num_each: int) -> Column:
+    if isinstance(column, np.ndarray):
+        return np.repeat(column, num_each)
+    return tuple(text for text in column for _ in range(num_each))
 
 
 def check_files(
     name: str,
     root: Path,
     list_files: Callable[[Path], Listing],
-    decode: Decode,
+    decode: Decode | DecodeStack,
     *,
     size: Size,
     domain_names: tuple[str, ...],
+    num_each: int = 1,
 ) -> DatasetReport:
-    """Decode every file below a folder and report what cannot be used."""
+    """Decode every file below a folder and report what cannot be used.
+
+    Args:
+        name: of the data set.
+        root: the folder.
+        list_files: lists its files.
+        decode: raises InputError where it cannot.
+        size: to decode to.
+        domain_names: of the data set.
+        num_each: images that a sample holds.
+    """
     try:
         listing = open_listing(name, root, list_files)
     except InputError as error:
@@ -156,14 +224,15 @@ def check_files(
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         found = list(pool.map(problem, listing.samples))
     usable = [sample for sample, line in zip(listing.samples, found, strict=True) if line is None]
+    domains = Counter(domain_names[sample.domain] for sample in usable)
     classes = Counter(sample.class_index for sample in usable)
     details = {
-        "domains": dict(Counter(domain_names[sample.domain] for sample in usable)),
-        "classes": {str(index): classes[index] for index in sorted(classes)},
+        "domains": {each: num_each * domains[each] for each in domains},
+        "classes": {str(index): num_each * classes[index] for index in sorted(classes)},
         "groups": len({sample.group or sample.id for sample in usable}),
     }
     lines = (*listing.problems, *(line for line in found if line is not None))
-    return DatasetReport(len(usable), lines, details)
+    return DatasetReport(num_each * len(usable), lines, details)
 
 
 def open_listing(

@@ -45,10 +45,14 @@ from trainables.datasets.files import (
 )
 from trainables.datasets.nifti import (
     Scan,
+    fitted,
+    intensity_range,
+    overlap,
     read_nifti,
     require_grid,
     require_same_affine,
     require_same_shape,
+    scaled_intensities,
     whole_labels,
 )
 
@@ -98,7 +102,7 @@ def _decode(sample: Sample, image_bytes: bytes, mask_bytes: bytes, size: Size) -
     require_same_affine(image, mask)
     labels = whole_labels(mask, len(LABELS), hint=f"use labelsTr of {_TASK}")
     pixels = _normalised(image)
-    return _fitted(pixels, size, -1)[None], _fitted(labels, size, 0)
+    return fitted(pixels, size, -1)[None], fitted(labels, size, 0)
 
 
 def read(path: Path, data: bytes, *, size: Size, max_pixels: int = MAX_PIXELS) -> ReadImage:
@@ -108,49 +112,13 @@ def read(path: Path, data: bytes, *, size: Size, max_pixels: int = MAX_PIXELS) -
     to_image = np.eye(4)
     to_image[:3, 3] = [
         source.start - target.start
-        for source, target in zip(*_overlap(image.values.shape, size), strict=True)
+        for source, target in zip(*overlap(image.values.shape, size), strict=True)
     ]
-    return ReadImage(_fitted(_normalised(image), size, -1)[None], image.affine @ to_image)
+    return ReadImage(fitted(_normalised(image), size, -1)[None], image.affine @ to_image)
 
 
 def _normalised(image: Scan) -> NDArray[np.float32]:
-    """Intensities in [-1, 1] between two percentiles: few bright vessels do not set the scale."""
-    values = image.values
-    is_wrong = ~(np.abs(values) <= np.finfo(np.float32).max)
-    if is_wrong.any():
-        raise InputError(
-            f"{image.path}: {np.sum(is_wrong)} voxels are not finite in single precision; expected"
-            " numbers, copy the original again"
-        )
-    low, high = np.percentile(values, PERCENTILES)
-    if not high > low:
-        raise InputError(
-            f"{image.path}: intensities are {low:g} almost everywhere; expected an MRI, copy the"
-            " original again"
-        )
-    scaled: NDArray[np.float64] = (np.clip(values, low, high) - low) / (high - low)
-    return (scaled * 2 - 1).astype(np.float32)
-
-
-def _fitted(volume: NDArray[Any], size: Size, fill: float) -> NDArray[Any]:
-    """The central part of a volume, in the centre of one of `size`."""
-    fitted = np.full(size, fill, dtype=volume.dtype)
-    source, target = _overlap(volume.shape, size)
-    fitted[target] = volume[source]
-    return fitted
-
-
-def _overlap(shape: Size, size: Size) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """What is taken of a volume of `shape`, and where it comes to lie in one of `size`."""
-    lengths = [min(own, wanted) for own, wanted in zip(shape, size, strict=True)]
-    source, target = (
-        tuple(
-            slice((whole - length) // 2, (whole - length) // 2 + length)
-            for whole, length in zip(axes, lengths, strict=True)
-        )
-        for axes in (shape, size)
-    )
-    return source, target
+    return scaled_intensities(image.values, *intensity_range(image, PERCENTILES))
 
 
 def _listing(root: Path) -> Listing:

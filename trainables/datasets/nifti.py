@@ -32,11 +32,16 @@ _TOLERANCE = 1e-3
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """A decoded file: `values` (*spatial) as its header scales them, `affine` (4, 4)."""
+    """A decoded file: `values` (*spatial) as its header scales them, `affine` (4, 4).
+
+    `stored_spacing_mm` are the sizes of voxels as they stand in the header, zeros among them: the
+    affine may have others, or ones that stand in for those.
+    """
 
     path: Path
     values: NDArray[np.float64]
     affine: NDArray[np.float64]
+    stored_spacing_mm: tuple[float, ...] = ()
 
     @property
     def axes(self) -> str:
@@ -54,7 +59,7 @@ class Scan:
         if not self.axes:
             return "an affine that is not finite"
         origin = ", ".join(f"{place:g}" for place in self.affine[:3, 3])
-        return f"axes {self.axes}, voxels of {_product(self.spacing_mm)} mm from ({origin})"
+        return f"axes {self.axes}, voxels of {product(self.spacing_mm)} mm from ({origin})"
 
     @property
     def spacing_mm(self) -> NDArray[np.float64]:
@@ -86,7 +91,11 @@ def read_nifti(path: Path, data: bytes, *, example: Size, max_pixels: int = MAX_
     kind = "slice" if num_axes == 2 else "volume"
     try:
         with io.BytesIO(_unpacked(data, 8 * max_pixels + _MAX_HEADER_BYTES)) as stream:
-            image: Any = nibabel.Nifti1Image.from_stream(stream)
+            header: Any = nibabel.Nifti1Header.from_fileobj(stream, check=False)  # type: ignore[no-untyped-call] # has no types
+            stream.seek(0)
+            # An affine that is not finite is for the caller to judge.
+            with np.errstate(invalid="ignore"):
+                image: Any = nibabel.Nifti1Image.from_stream(stream)
             shape = tuple(image.shape)
             is_short = len(shape) < num_axes or min(shape) < 1
             if is_short or shape[num_axes:] not in ((), (1,)):
@@ -95,7 +104,9 @@ def read_nifti(path: Path, data: bytes, *, example: Size, max_pixels: int = MAX_
                 raise InputError(f"{path}: expected numbers, got {image.get_data_dtype()} values")
             if math.prod(shape) > max_pixels:
                 raise InputError(f"{path}: shape {shape} is above {max_pixels} pixels; shrink it")
-            return Scan(path, image.get_fdata().reshape(shape[:num_axes]), image.affine)
+            values = image.get_fdata().reshape(shape[:num_axes])
+            stored = tuple(map(float, header["pixdim"][1 : num_axes + 1]))
+            return Scan(path, values, image.affine, stored)
     except (
         OSError,
         EOFError,
@@ -134,7 +145,7 @@ def require_grid(scan: Scan, *, axes: str, spacing_mm: float, shape: Size | None
     if scan.axes != axes or not has_spacing:
         raise InputError(
             f"{scan.path}: {scan.grid}; expected axes {axes}, voxels of"
-            f" {_product([spacing_mm] * 3)} mm; copy the original again, or turn image and labels"
+            f" {product([spacing_mm] * 3)} mm; copy the original again, or turn image and labels"
         )
 
 
@@ -252,11 +263,61 @@ def unit_intensities(scan: Scan, *, hint: str) -> NDArray[np.float32]:
     return (np.clip(values, 0, 1) * 2 - 1).astype(np.float32)
 
 
+def intensity_range(scan: Scan, percentiles: tuple[float, float]) -> tuple[float, float]:
+    """Two percentiles of a volume: few bright vessels do not set the scale.
+
+    Raises:
+        InputError: voxels are not finite, or the two are the same.
+    """
+    values = scan.values
+    is_wrong = ~(np.abs(values) <= np.finfo(np.float32).max)
+    if is_wrong.any():
+        raise InputError(
+            f"{scan.path}: {np.sum(is_wrong)} voxels are not finite in single precision; expected"
+            " numbers, copy the original again"
+        )
+    low, high = np.percentile(values, percentiles)
+    if not high > low:
+        raise InputError(
+            f"{scan.path}: intensities are {low:g} almost everywhere; expected an MRI, copy the"
+            " original again"
+        )
+    return float(low), float(high)
+
+
+def scaled_intensities(values: NDArray[np.float64], low: float, high: float) -> NDArray[np.float32]:
+    """Intensities as ones in [-1, 1]: up to `low` -1, from `high` on 1."""
+    scaled: NDArray[np.float64] = (np.clip(values, low, high) - low) / (high - low)
+    return (scaled * 2 - 1).astype(np.float32)
+
+
+def fitted(array: NDArray[Any], size: Size, fill: float) -> NDArray[Any]:
+    """The central part of an array, in the centre of one of `size`."""
+    result = np.full(size, fill, dtype=array.dtype)
+    source, target = overlap(array.shape, size)
+    result[target] = array[source]
+    return result
+
+
+def overlap(shape: Size, size: Size) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """What `fitted` takes of an array of `shape`, and where it comes to lie in one of `size`."""
+    lengths = [min(own, wanted) for own, wanted in zip(shape, size, strict=True)]
+    source, target = (
+        tuple(
+            slice((whole - length) // 2, (whole - length) // 2 + length)
+            for whole, length in zip(axes, lengths, strict=True)
+        )
+        for axes in (shape, size)
+    )
+    return source, target
+
+
+def product(lengths: Any) -> str:
+    """Lengths in words, such as 1 x 1 x 2."""
+    return " x ".join(f"{length:g}" for length in lengths)
+
+
 def _smooth(pixels: torch.Tensor, size: Size) -> torch.Tensor:
     return torch.nn.functional.interpolate(
         pixels, size, mode="bilinear", align_corners=False, antialias=True
     )
-
-
-def _product(lengths: Any) -> str:
-    return " x ".join(f"{length:g}" for length in lengths)

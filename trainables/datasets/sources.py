@@ -1,6 +1,6 @@
 """The data sets that a specification can name."""
 
-from trainables.datasets import msd_hippocampus, oasis, oxford_pets, synthetic, wbc
+from trainables.datasets import cc359, msd_hippocampus, oasis, oxford_pets, synthetic, wbc
 from trainables.datasets.base import DatasetSource
 
 DATASETS: dict[str, DatasetSource] = {
@@ -11,5 +11,6 @@ DATASETS: dict[str, DatasetSource] = {
         oxford_pets.SOURCE,
         oasis.SOURCE,
         msd_hippocampus.SOURCE,
+        cc359.SOURCE,
     )
 }
