@@ -221,7 +221,8 @@ def ask_all(exploration: Exploration, questions: Sequence[Question]) -> list[Ans
             answers.append(table.knee(objectives, question.bounds))
         else:
             objective = question.objective or objectives[0]
-            answers.append(table.query(question.bounds, objective=objective))
+            breaks = exploration.tie_breaks
+            answers.append(table.query(question.bounds, objective=objective, tie_breaks=breaks))
     return answers
 
 

@@ -461,7 +461,14 @@ def serve(
         float,
         typer.Option("--time-limit", min=0.1, help="Seconds of one prediction or optimisation."),
     ] = 120.0,
-    replicas: Annotated[int, typer.Option("--replicas", min=1, help="Processes that answer.")] = 1,
+    replicas: Annotated[
+        int,
+        typer.Option(
+            "--replicas",
+            min=1,
+            help="Processes that answer, at most one per processor; the page needs a single one.",
+        ),
+    ] = 1,
     runs_dir: RunsDir = None,
 ) -> None:
     """Answer over HTTP: explorations, frontiers, queries, costs, predictions, optima.

@@ -29,7 +29,7 @@ from explorer.measurements import (
 from explorer.places import Place, files_in, runs_place
 from explorer.points import FIXED_COLUMNS, Point
 from explorer.progress import ProgressReport
-from explorer.queries import Answer, Bound, PointTable
+from explorer.queries import FEWER_MACS, Answer, Bound, PointTable
 from explorer.sending import tracked
 from explorer.specs import ExplorationSpec, spec_of
 from explorer.store import (
@@ -109,6 +109,11 @@ class Exploration:
         """The objectives of the front; the first is a query's default."""
         return tuple(Objective(**objective) for objective in self.state["objectives"])
 
+    @property
+    def tie_breaks(self) -> tuple[Objective, ...]:
+        """What decides between points that a query's objective holds equal: the better, cheaper."""
+        return (*self.objectives, FEWER_MACS)
+
     def table(self) -> Columns:
         """The measurements, one array per column.
 
@@ -186,7 +191,11 @@ class Exploration:
         """
         self._refuse_other_dataset(dataset)
         points = self.points(method=method, seeds=seeds)
-        return points.query(bounds, objective=objective or self.objectives[0])
+        return points.query(
+            bounds,
+            objective=objective or self.objectives[0],
+            tie_breaks=self.tie_breaks,
+        )
 
     def knee(
         self,

@@ -146,6 +146,7 @@ def export(
             }
             (scratch / CARD_FILE).write_text(model_card(facts, differences), "utf-8")
             for file in scratch.iterdir():
+                file.chmod(0o644)  # safetensors writes for its owner alone
                 file.replace(output / file.name)
     except (OSError, SafetensorError) as error:
         problem = getattr(error, "strerror", None) or error

@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from explorer.exploration import Exploration
+from explorer.places import runs_place
 from explorer.points import Point
-from explorer.quantities import format_quantity
+from explorer.quantities import format_quantity, parse_quantity
 from explorer.queries import Answer, Bound
 from search_spaces.problem import Objective
 
@@ -22,7 +23,9 @@ MIN_WIDTH = 120  # of tables that go into a file or a pipe
 def show_result(exploration: Exploration) -> None:
     """A finished run: the front, the comparison, an example query, and where everything is."""
     console = _console()
-    state = exploration.state
+    state, runs = exploration.state, exploration.folder.parent
+    # what is printed can be typed as it is
+    where = "" if str(runs) == str(runs_place(None)) else f" --runs-dir {runs}"
     console.print(
         f"\n{exploration.id} is {state['status']}: {state['num_measurements']} measurements"
     )
@@ -36,15 +39,15 @@ def show_result(exploration: Exploration) -> None:
         budget = 0.5 * (min(spent) + max(spent))
         text = format_quantity(budget)
         console.print(
-            f"\nFor example, within a budget: explorer query {exploration.id} --max {cost}={text}"
+            f"\nFor example, within a budget: explorer query {exploration.id}{where} "
+            f"--max {cost}={text}"
         )
-        show_answer(exploration.query([Bound(cost, "max", budget)]))
+        show_answer(exploration.query([Bound(cost, "max", parse_quantity(text))]))
     console.print(f"\nfigures   {exploration.folder / 'figures'}")
     console.print(f"page      {exploration.folder / 'frontier.html'}")
-    console.print(
-        f"MLflow    explorer ui --runs-dir {exploration.folder.parent}, then http://127.0.0.1:5000"
-    )
-    console.print(f"compare   explorer frontier {exploration.id} --compare")
+    if exploration.spec.tracking:
+        console.print(f"MLflow    explorer ui{where}, then http://127.0.0.1:5000")
+    console.print(f"compare   explorer frontier {exploration.id}{where} --compare")
     times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in state["elapsed_s"].items())
     console.print(f"time      {times}")
 

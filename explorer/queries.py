@@ -25,7 +25,7 @@ Floats: TypeAlias = NDArray[np.float64]
 BoundKind: TypeAlias = Literal["max", "min"]
 Number = TypeVar("Number", float, Floats)
 
-_FEWER_MACS = Objective("macs", "minimize", "MAC")
+FEWER_MACS = Objective("macs", "minimize", "MAC")
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ class PointTable:
         bounds: Iterable[Bound],
         *,
         objective: Objective,
-        tie_breaks: Sequence[Objective] = (_FEWER_MACS,),
+        tie_breaks: Sequence[Objective] = (FEWER_MACS,),
     ) -> Answer:
         """The best point within the bounds, or why there is none and what comes closest.
 

@@ -438,7 +438,7 @@ def build_app(settings: Settings, digest: bytes | None) -> FastAPI:
     for kind, explain in handlers.items():
         app.exception_handler(kind)(_handler(explain))
     app.exception_handler(HTTPException)(_http_error)
-    if settings.replicas == 1 and find_spec("gradio") is not None:  # a page lives in one process
+    if _has_page(settings):
         from explorer.page import mount
 
         app = mount(app, explorations)
@@ -473,8 +473,25 @@ def _add_endpoints(app: FastAPI, service: Service) -> None:
             methods=[method],
             response_model=model,
             responses=responses,
-            dependencies=[] if path in OPEN_PATHS else [bearer],
+            dependencies=[] if path in OPEN_PATHS else [bearer, Depends(_refuse_unknown)],
         )
+
+
+async def _refuse_unknown(request: Request) -> None:
+    """Refuse parameters and fields of a form that the endpoint does not have.
+
+    Left alone, a name that is misspelt would be answered as if it had not been given.
+    """
+    known = request.scope["route"].dependant
+    sent = {"query": (list(request.query_params), known.query_params)}
+    if request.headers.get("content-type", "").startswith(("multipart/", "application/x-www")):
+        sent["body"] = (list(await request.form()), known.body_params)
+    for place, (names, fields) in sent.items():
+        expected = [field.alias for field in fields]
+        for name in names:
+            if name not in expected:
+                told = ", ".join(expected) or "none"
+                raise BadValueError((place, name), f"unknown name; expected one of {told}")
 
 
 def _mistake(location: Sequence[str | int], message: str, kind: str) -> dict[str, Any]:
@@ -550,7 +567,10 @@ def serve(settings: Settings, progress: ProgressReport) -> None:
                 application(settings), name=APP_NAME, route_prefix="/", logging_config=logs
             )
             host = f"[{settings.host}]" if ":" in settings.host else settings.host
-            progress.say(f"serving {runs_dir} on http://{host}:{settings.port} (Ctrl-C stops it)")
+            address = f"http://{host}:{settings.port}"
+            progress.say(f"serving {runs_dir} on {address} (Ctrl-C stops it); {_page(settings)}")
+            if isinstance(runs, Path) and not runs.is_dir():
+                progress.say(f"{runs_dir} is no folder yet: there is nothing to answer from")
             while True:
                 time.sleep(CHECK_S)
                 ray_serve.status()
@@ -560,6 +580,19 @@ def serve(settings: Settings, progress: ProgressReport) -> None:
             ray_serve.delete(APP_NAME)  # after the requests that are under way
             if os.environ.get("RAY_ADDRESS"):  # a private Ray ends with this process
                 ray_serve.shutdown()  # type: ignore[no-untyped-call]  # ray's
+
+
+def _has_page(settings: Settings) -> bool:
+    return settings.replicas == 1 and find_spec("gradio") is not None  # it lives in one process
+
+
+def _page(settings: Settings) -> str:
+    """Where the page is, or why there is none."""
+    if _has_page(settings):
+        return "its page is at /ui"
+    if settings.replicas > 1:
+        return "no page: it needs a single replica"
+    return "no page: pip install 'pareto-explorer[ui]' brings what it needs"
 
 
 def _require_free(host: str, port: int) -> None:

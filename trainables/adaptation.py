@@ -467,10 +467,10 @@ def matched(images: Tensor, quantiles: Tensor) -> Tensor:
     Source: histogram specification, Gonzalez and Woods; as preprocessing of an adaptation Singh et
     al. (2020), doi:10.1117/12.2549866.
     """
-    flat = images.flatten(2)
+    flat = images.flatten(2).contiguous()  # of channels-last it is not
     ordered = flat.sort(-1).values
-    low = torch.searchsorted(ordered, flat.contiguous(), side="left")
-    high = torch.searchsorted(ordered, flat.contiguous(), side="right")
+    low = torch.searchsorted(ordered, flat, side="left")
+    high = torch.searchsorted(ordered, flat, side="right")
     num_quantiles = quantiles.shape[1]
     place = (low + high - 1).double() / 2 / max(1, flat.shape[2] - 1) * (num_quantiles - 1)
     below = place.floor().long().clamp(0, num_quantiles - 2)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -153,6 +154,16 @@ def test_tables_of_points_are_kept_for_the_last_few_questions(asked):
         asked.points(seeds=[seed])
     assert len(asked._loaded.tables) == 8
     assert asked.points(seeds=[11]) is asked.points(seeds=[11])
+
+
+def test_better_one_of_equally_cheap_points_answers(asked):
+    cheapest = asked.points().point(0)
+    rows = [measured(0.01, 0.7, seed=seed) for seed in (0, 1)]
+    record(asked.folder, [replace(row, costs=dict(cheapest.costs)) for row in rows])
+    cheap = Objective("macs", "minimize")
+    assert asked.query([Bound("dice", "min", 0.4)], objective=cheap).point.conditioning == {
+        "phi": 0.01
+    }
 
 
 def test_bounds_on_labels_and_costs_mix(asked):

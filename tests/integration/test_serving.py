@@ -480,11 +480,36 @@ def test_a_pair_is_registered_as_in_process(client, runs_dir, images, tmp_path):
 def test_predictions_say_what_they_cannot_take(client, images, files, data, location, message):
     stored = images["tiny-1"][0][0]
     files = {name: stored if content is None else content for name, content in files.items()}
-    response = client.post("/explorations/tiny-1/predict", files=files or {"other": b""}, data=data)
+    response = client.post("/explorations/tiny-1/predict", files=files or None, data=data)
     detail = response.json()["detail"]
     assert response.status_code == 422
     assert detail[0]["loc"][: len(location)] == location
     assert message in detail[0]["msg"]
+
+
+@pytest.mark.parametrize(
+    ("data", "files", "name"),
+    [
+        ({"at": '{"phi": 0.4}'}, {}, "at"),
+        ({"maximum": '{"macs": "1M"}'}, {}, "maximum"),
+        ({}, {"picture": b"x"}, "picture"),
+    ],
+)
+def test_fields_that_a_prediction_does_not_have_are_refused(client, images, data, files, name):
+    files = {"image": images["tiny-1"][0][0], **files}
+    response = client.post("/explorations/tiny-1/predict", files=files, data=data)
+    assert response.status_code == 422
+    (mistake,) = response.json()["detail"]
+    assert mistake["loc"] == ["body", name]
+    assert mistake["msg"].startswith("unknown name; expected one of image, moving, fixed, cond")
+
+
+def test_parameters_that_an_endpoint_does_not_have_are_refused(client):
+    response = client.get("/explorations/tiny-1/frontier", params={"metod": "fixed"})
+    assert response.status_code == 422
+    (mistake,) = response.json()["detail"]
+    assert mistake["loc"] == ["query", "metod"]
+    assert "expected one of method" in mistake["msg"]
 
 
 def test_a_network_of_the_grid_answers_where_it_was_trained(client, images):

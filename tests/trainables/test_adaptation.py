@@ -235,6 +235,13 @@ def test_histogram_matching_gives_images_the_histogram_of_the_source(start, tmp_
     np.testing.assert_allclose(plain["dice"], mixed["dice"], rtol=1e-6)
 
 
+def test_layout_of_the_images_does_not_matter_to_their_histogram():
+    images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    quantiles = torch.linspace(-1, 1, 256).repeat(3, 1)
+    plain = matched(images, quantiles)
+    assert torch.equal(matched(images.to(memory_format=torch.channels_last), quantiles), plain)
+
+
 def test_ties_share_a_rank():
     image = torch.tensor([[[[0.0, 0.0, 0.0, 1.0]]]])
     assert matched(image, torch.linspace(0, 3, 256)[None])[0, 0, 0].tolist() == pytest.approx(
