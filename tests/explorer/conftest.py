@@ -100,7 +100,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
         rates = {spec.method: spec.train.learning_rates}
         for trial in trials_of(spec, seeds=spec.train.seeds, rates=rates):
             trial_dir = folder / "trials" / trial.trial_id
-            result = train_trial(spec, trial, data, PlainContext(trial_dir, device="cpu"))
+            context = PlainContext(trial_dir, device="cpu")
+            result = train_trial(spec, trial, data, context, trial_dir.parent)
             keep_record(trial, result, trial_dir)
             of_trial = {"trial_id": trial.trial_id, "method": spec.method, "seed": trial.seed}
             metrics = {"dice": 0.5, "folded_share": 0.0}
