@@ -46,7 +46,6 @@ class AdaptationModel:
         labels: names of the foreground labels.
         size: spatial size of the images.
         amount: annotated images of the target domain to train on; None: all.
-        weight: lambda, where it is neither a conditioning nor a training parameter.
         temperature: tau of Gumbel-Softmax, where it is no training parameter.
         regulariser: lambda times the `mean` (the authors' program) or the `sum` (eq. 1) over
             blocks of what is fine-tuned.
@@ -67,7 +66,6 @@ class AdaptationModel:
     labels: tuple[str, ...]
     size: Size
     amount: int | None = None
-    weight: float = 0.005
     temperature: float = 0.1
     regulariser: Regulariser = "mean"
     width: int = 16
@@ -242,6 +240,9 @@ class Adaptation(Trainable):
         if unknown:
             known = ", ".join(self.strategy.parameters) or "none"
             raise InputError(f"{method} has the training parameters {known}, not {unknown[0]}")
+        first = self.strategy.parameters[:1]
+        if settled and not set(first) <= settled.keys():
+            raise InputError(f"{method} needs {first[0]} in its grid, got {', '.join(settled)}")
         names = ("lambda",) if self.strategy.is_amortised else tuple(settled)
         problem = adaptation_problem(names)
         self.settled = problem.space.validate(settled) if settled else {}
@@ -400,7 +401,7 @@ class Adaptation(Trainable):
         loss = cross_entropy(logits.float(), masks)
         if not has_policy:
             return loss
-        price = float(conditioning.get("lambda", self._value("lambda", self.model.weight)))
+        price = float(conditioning.get("lambda", self._value("lambda", 0.0)))
         share = tuned.mean() if self.model.regulariser == "mean" else tuned.sum(1).mean()
         return loss + price * share
 

@@ -29,8 +29,7 @@ class Method:
             `AdaptationModel`.
         parameters: names that the grid of a method that is not amortised must have, if they are
             not all conditionings of the explored one.
-        options: names that it may have.
-        replicates: those of them that are no setting: trainings that differ in them alone are
+        replicates: names of its grid that are no setting: trainings that differ in them alone are
             averaged, as seeds are.
         start: method whose training of the same seed it starts from.
     """
@@ -39,7 +38,6 @@ class Method:
     is_amortised: bool = True
     task: Task = "segmentation"
     parameters: tuple[str, ...] | None = None
-    options: tuple[str, ...] = ()
     replicates: tuple[str, ...] = ()
     start: str | None = None
 
@@ -59,7 +57,6 @@ TRAINABLES: dict[str, Method] = {
             is_amortised=own.is_amortised,
             task="adaptation",
             parameters=own.parameters[:1],
-            options=own.parameters[1:],
             replicates=("fold",) if own.domain == "folds" else (),
             start=None if name == "source" or own.domain == "folds" else "source",
         )

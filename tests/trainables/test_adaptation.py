@@ -279,6 +279,7 @@ def test_size_that_cannot_be_halved_is_refused():
     ("method", "settled", "message"),
     [
         ("finetune-all", {"lambda": 0.1}, "finetune-all has the training parameters none"),
+        ("spottunet", {"temperature": 0.5}, "spottunet needs lambda in its grid, got temperature"),
         ("spottunet", {"fold": 1}, "lambda, temperature, not fold"),
         ("spottunet", {"lambda": 20.0}, r"lambda must be in \[0, 10\]"),
         ("oracle", {"fold": 3}, r"fold must be in \[0, 2\]"),
