@@ -447,9 +447,24 @@ class Exploration:
                 f"{method} is trained for each setting and was not for this one: explorer frontier "
                 f"{self.id} --method {method} names some, and --method {self.spec.method} has all"
             )
-        setting = explored_space(self.spec, trainable).validate(conditioning)
+        space = explored_space(self.spec, trainable)
+        trained = [name for name in table.point(0).conditioning if name not in space.names]
+        settled = {name: conditioning[name] for name in trained if name in conditioning}
+        asked = {name: x for name, x in conditioning.items() if name not in settled}
+        setting = space.validate(asked)
+        missing = [name for name in trained if name not in settled]
+        if missing:
+            raise InputError(f"{missing[0]}: needed, since {method} was trained at several values")
+        there = (table.point(index) for index in range(len(table)))
+        near = next((one for one in there if settled.items() <= one.conditioning.items()), None)
+        if near is None:
+            told = ", ".join(f"{name} = {value}" for name, value in settled.items())
+            raise InputError(
+                f"{method} was not trained for {told}: explorer frontier {self.id} --method "
+                f"{method} names the values that there are"
+            )
         return Point(
-            conditioning=setting,
+            conditioning={**setting, **settled},
             metrics={},
             standard_errors={},
             seed_sd={},
@@ -457,7 +472,7 @@ class Exploration:
             costs=trainable.costs(setting),
             test_metrics={},
             method=method,
-            trial_ids=table.point(0).trial_ids,
+            trial_ids=near.trial_ids,
         )
 
     def export(self, point: Point, output: str | Path, *, formats: Sequence[str] = ()) -> Export:

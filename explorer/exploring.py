@@ -102,13 +102,15 @@ class Evaluation:
 class Unit:
     """A method's models on one split, and where their settings come from.
 
-    With `race`, settings that cannot matter are given up before their last image.
+    `settled` is what the models were trained for, which joins every setting of the sampler. With
+    `race`, settings that cannot matter are given up before their last image.
     """
 
     name: str
     split: str
     trial_ids: tuple[str, ...]
     sampler: Sampler
+    settled: Config = field(default_factory=dict)
     race: Race | None = None
     num_asked: int = 0
     num_told: int = 0
@@ -203,7 +205,7 @@ class Plan:
             unit = self.units[self.current]
             if not self._tell_until(unit, unit.num_asked - self.window) and unit.learns:
                 return None
-            settings = unit.sampler.ask(self.batch_size)
+            settings = [{**own, **unit.settled} for own in unit.sampler.ask(self.batch_size)]
             if not settings:
                 self.current += 1
                 continue
@@ -247,7 +249,8 @@ class Plan:
             if unit.num_told not in unit.outcomes:
                 return False
             settings = unit.chunks[unit.num_told].settings
-            unit.sampler.tell(settings, unit.outcomes[unit.num_told])
+            asked = [{n: x for n, x in one.items() if n not in unit.settled} for one in settings]
+            unit.sampler.tell(asked, unit.outcomes[unit.num_told])
             if unit.race is not None:
                 finishers = unit.runners.pop(unit.num_told)
                 unit.finishers += finishers
@@ -342,21 +345,26 @@ class FrozenModels:
         data, channels_last = self.data[split], self.spec.train.channels_last
         device = next(module.parameters()).device
         asked = {n: setting[n] for n in trainable.problem.space.conditioning.names}
+        is_judge = trainable.judged_by(data, split)
         start = time.process_time()
         with torch.inference_mode():
             network = trainable.materialize(module, asked)
 
         def look(block: NDArray[np.int64]) -> Values:
-            some = data.select(block) if len(block) < len(data) else data
-            values = evaluate_network(
-                trainable,
-                network,
-                some,
-                device,
-                precision=precision or self.precision,
-                channels_last=channels_last,
-            )
-            return trainable.scored(values, some, split)
+            own = is_judge[block]
+            values = {name: np.full(len(block), np.nan) for name in trainable.metrics}
+            if own.any():
+                found = evaluate_network(
+                    trainable,
+                    network,
+                    data if own.sum() == len(data) else data.select(block[own]),
+                    device,
+                    precision=precision or self.precision,
+                    channels_last=channels_last,
+                )
+                for name, some in found.items():
+                    values[name][own] = some
+            return values
 
         run = Run(trial_id, split, setting, trainable.costs(asked), look)
         run.spent_s = time.process_time() - start

@@ -132,19 +132,16 @@ def _adaptation_model(spec: ExplorationSpec) -> AdaptationModel:
         but={"width", "encoding", "hidden_sizes"},
     )
     section = spec.adaptation
-    domains = {"source": section.source, "target": section.target}
-    for name, domain in domains.items():
-        if domain is None:
-            raise InputError(f"adaptation.{name}: missing; the name of a domain of the data set")
-    if section.source == section.target:
-        raise InputError(f"adaptation: source and target are both {section.source}")
+    if "pair" not in spec.train.grid:
+        raise InputError(
+            "train.grid: pair is missing; name domains of the data set, {pair: [SOURCE-to-TARGET]}"
+        )
     price = adaptation.PARAMETERS["lambda"]
     ends = [price.to_unit(end) for end in spec.train.prior.get("lambda", (0.0, 1.0))]
     return AdaptationModel(
         channels=channels,
         labels=labels,
         size=size,
-        amount=section.amount,
         temperature=section.temperature,
         regulariser=section.regulariser,
         width=spec.model.width,

@@ -63,7 +63,7 @@ def _points(
     objectives: Sequence[Objective],
 ) -> list[TrackedPoint]:
     """The fronts of the exploration's own method, and every point of the grids."""
-    grids = {baseline.method for baseline in spec.baselines if baseline.grid}
+    grids = {baseline.method for baseline in spec.baselines if baseline.every_grid}
     on_validation = columns["method"][columns["split"] == "val"]
     points = []
     for method in dict.fromkeys(on_validation.tolist()):

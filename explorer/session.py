@@ -71,15 +71,16 @@ from explorer.training import (
 from search_spaces.errors import InputError, unknown_name
 from search_spaces.problem import Objective
 from search_spaces.space import Config, SearchSpace
+from trainables.adaptation import domains_of
 from trainables.base import Arrays, Trainable
 from trainables.datasets.base import ImageDataset, split_indices
+from trainables.datasets.domains import by_domain, folds_of
 from trainables.datasets.files import read_bytes
 from trainables.datasets.pairs import draw_pairs, read_pairs
 from trainables.train_loop import validation_settings
 
 MANY_PARTS = 200  # slower to load than one
 NUM_ROUNDS = 4  # of a refinement
-NUM_FOLDS = 3  # of a cross-validation
 MAX_SHIFT = 1e-3  # of a metric, by a lower precision
 
 
@@ -108,6 +109,9 @@ def load_data(spec: ExplorationSpec) -> ImageDataset:
         dataset = replace(dataset, digest=digest)
     indices, pairs = _chosen(spec, dataset)
     num_samples = len(pairs.get("train", indices["train"]))
+    if method_of(spec, spec.method).task == "adaptation":
+        amounts = [amount for *_, amount in pairs_and_amounts(spec) if amount]
+        num_samples = min([num_samples, *amounts])
     if num_samples < spec.train.batch_size and spec.train.steps_per_epoch is None:
         raise InputError(
             f"train.batch_size: expected at most the number of training samples, {num_samples}; "
@@ -137,7 +141,7 @@ def samples_of(spec: ExplorationSpec, dataset: ImageDataset) -> dict[str, Sample
         InputError: a split is empty, or the spec's table of pairs cannot be used.
     """
     indices, pairs = _chosen(spec, dataset)
-    is_adaptation = method_of(spec, spec.method).task == "adaptation"
+    has_domains = method_of(spec, spec.method).task == "adaptation"
     samples = {}
     for name, own in indices.items():
         images, masks = dataset.images[own], dataset.masks[own]
@@ -146,8 +150,10 @@ def samples_of(spec: ExplorationSpec, dataset: ImageDataset) -> dict[str, Sample
             arrays = Arrays(images, masks, np.searchsorted(own, pairs[name]))
         else:
             ids, arrays = [dataset.ids[index] for index in own], Arrays(images, masks)
-        if is_adaptation and name == "test":
-            arrays = replace(arrays, folds=folds_of([dataset.groups[k] for k in own]))
+        if has_domains:
+            domains = np.array(dataset.domain_names)[dataset.domains[own]]
+            folds = folds_of([dataset.groups[k] for k in own], dataset.domains[own].tolist())
+            arrays = replace(arrays, domains=domains, folds=folds)
         samples[name] = Samples(arrays, ids, own)
     return samples
 
@@ -172,7 +178,7 @@ def _chosen(
     section, seed = spec.registration, spec.dataset.split_seed
     task = method_of(spec, spec.method).task
     if task == "adaptation":
-        return _of_domains(spec, dataset), {}
+        return by_domain(dataset, pairs_and_amounts(spec), seed=seed), {}
     if task != "registration":
         return split_indices(dataset, seed=seed), {}
     if section.pairs is not None:
@@ -183,47 +189,12 @@ def _chosen(
     return indices, draw_pairs(indices, num_pairs=section.num_pairs, seed=seed, domains=domains)
 
 
-def _of_domains(spec: ExplorationSpec, dataset: ImageDataset) -> dict[str, NDArray[np.int64]]:
-    """The splits of the target domain, and `source/train` and `source/val` of the source."""
-    section, seed = spec.adaptation, spec.dataset.split_seed
-    numbers = []
-    for place in ("source", "target"):
-        name = getattr(section, place)
-        if name not in dataset.domain_names:
-            raise unknown_name(f"adaptation.{place}", name, dataset.domain_names)
-        numbers.append(dataset.domain_names.index(name))
-    splits = split_indices(dataset, seed=seed)
-    source, target = (
-        {name: own[dataset.domains[own] == number] for name, own in splits.items()}
-        for number in numbers
-    )
-    found = {**target, "source/train": source["train"], "source/val": source["val"]}
-    for name, own in found.items():
-        if not len(own):
-            raise InputError(f"adaptation: no image of split {name!r} of that domain")
-    amount = section.amount
-    if amount is not None and amount > len(target["train"]):
-        raise InputError(
-            f"adaptation.amount: {section.target} has {len(target['train'])} images to train on, "
-            f"not {amount}"
-        )
-    order = _shuffled([dataset.groups[k] for k in target["train"]], seed)
-    return {**found, "train": target["train"][order]}
-
-
-def _shuffled(groups: Sequence[str], seed: int) -> NDArray[np.int64]:
-    """A random order of images in which those of one group lie together."""
-    rng = np.random.default_rng((seed, 5))
-    names = list(dict.fromkeys(groups))
-    place = dict(zip(names, rng.permutation(len(names)).tolist(), strict=True))
-    keys = [(place[name], key) for name, key in zip(groups, rng.random(len(groups)), strict=True)]
-    return np.array(sorted(range(len(groups)), key=keys.__getitem__), dtype=np.int64)
-
-
-def folds_of(groups: Sequence[str]) -> NDArray[np.int64]:
-    """Folds 0, 1, 2 in turn, by group: no fold cuts one."""
-    numbers = {name: k % NUM_FOLDS for k, name in enumerate(dict.fromkeys(groups))}
-    return np.array([numbers[name] for name in groups], dtype=np.int64)
+def pairs_and_amounts(spec: ExplorationSpec) -> list[tuple[str, str, int]]:
+    """Source, target and images to train on, 0 for all, of every training of an adaptation."""
+    methods = [spec.method, *(baseline.method for baseline in spec.baselines)]
+    trials = trials_of(spec, seeds=(0,), rates={method: (0.0,) for method in methods})
+    found = [(*domains_of(t.settled["pair"]), int(t.settled.get("amount", 0))) for t in trials]
+    return list(dict.fromkeys(found))
 
 
 def code_version() -> str:
@@ -256,6 +227,7 @@ def check_spec(spec: ExplorationSpec) -> tuple[Objective, ...]:
                     space[name].validate(end)
         except InputError as error:
             raise InputError(f"{section}: {error}") from None
+    _check_grid(spec)
     if any(low == high for low, high in _explored_ranges(spec).values()):
         raise InputError("explore.space: needed, since a range of train.prior has no width")
     find("samplers", spec.explore.sampler, SAMPLERS, spec.extensions)
@@ -273,6 +245,17 @@ def check_spec(spec: ExplorationSpec) -> tuple[Objective, ...]:
     return objectives
 
 
+def _check_grid(spec: ExplorationSpec) -> None:
+    """Every name of `train.grid` must concern some method."""
+    methods = [spec.method, *(baseline.method for baseline in spec.baselines)]
+    known = {name: None for method in methods for name in method_of(spec, method).places}
+    for name in spec.train.grid:
+        if not known:
+            raise InputError(f"train.grid: {spec.method} takes none; leave it out")
+        if name not in known:
+            raise unknown_name("train.grid", name, list(known))
+
+
 def _check_trials(spec: ExplorationSpec) -> None:
     task = method_of(spec, spec.method).task
     for baseline in spec.baselines:
@@ -284,11 +267,12 @@ def _check_trials(spec: ExplorationSpec) -> None:
             )
         chosen = method_of(spec, baseline.method)
         needs = not chosen.is_amortised and chosen.parameters != ()
-        if needs != bool(baseline.grid):
+        if needs != bool(baseline.every_grid):
+            given = baseline.grid or list(baseline.grids) or None
             expected = "needs" if needs else "takes no"
             if chosen.is_amortised:
                 expected = "is amortised and takes no"
-            raise InputError(f"baselines: {baseline.method} {expected} grid, got {baseline.grid}")
+            raise InputError(f"baselines: {baseline.method} {expected} grid, got {given}")
     methods = [spec.method, *(baseline.method for baseline in spec.baselines)]
     rates = {method: rates_of(spec, method) for method in methods}
     trials = trials_of(spec, seeds=spec.train.seeds, rates=rates)
@@ -297,8 +281,10 @@ def _check_trials(spec: ExplorationSpec) -> None:
             build_trainable(spec, trial.method, trial.settled)
         except InputError as error:
             names = build_trainable(spec).problem.space.conditioning.names
+            if trial.method == spec.method:
+                raise InputError(f"train.grid: {error}") from None
             hint = (
-                "" if set(names) == set(trial.settled) else "; --set baselines=[] leaves them out"
+                "" if set(names) <= set(trial.settled) else "; --set baselines=[] leaves them out"
             )
             raise InputError(f"baselines: {trial.method}: {error}{hint}") from None
     repeated = [name for name, n in Counter(t.trial_id for t in trials).items() if n > 1]
@@ -465,9 +451,11 @@ class Session:
                 end = -math.inf if kind == "max" else math.inf
                 limit = math.nextafter(point.costs[objective.name], end)
                 limits.append(Bound(objective.name, kind, limit))
+            settled = {n: x for n, x in point.conditioning.items() if n not in space.names}
+            explored = [dict(table.point(index).conditioning) for index in range(len(table))]
             settings = settings_around(
                 dict(point.conditioning),
-                [dict(table.point(index).conditioning) for index in range(len(table))],
+                [own for own in explored if settled.items() <= own.items()],
                 space,
                 num_points * (number + 1) // num_rounds - num_points * number // num_rounds,
                 is_admissible=lambda setting: all(
@@ -477,7 +465,8 @@ class Session:
             if not settings:
                 break
             name = f"refined-{len(self.recorded)}"
-            chunk = Chunk(name, "val", point.trial_ids, tuple(settings))
+            chosen = tuple({**setting, **settled} for setting in settings)
+            chunk = Chunk(name, "val", point.trial_ids, chosen)
             folders = {one: self.folder / "trials" / one for one in point.trial_ids}
             self.records = {one: read_record(folder) for one, folder in folders.items()}
             self._record(chunk, list(self._frozen_models("val").evaluate(chunk)))
@@ -543,7 +532,8 @@ class Session:
             else:
                 journal = journal_path if trial.method == self.spec.method else None
                 sampler = sampler_of(self.spec, trial.method, self.objectives, journal)
-                units.append(Unit(name, "val", trial_ids, sampler, race=self._race(trial.method)))
+                race, settled = self._race(trial.method), self._setting(trial)
+                units.append(Unit(name, "val", trial_ids, sampler, settled, race))
         return units
 
     def _race(self, method: str) -> Race | None:

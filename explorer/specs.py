@@ -65,6 +65,7 @@ Quantity = Annotated[Number, BeforeValidator(_quantity)]
 Value = Annotated[Number | str, BeforeValidator(_quantity_or_text)]
 Fraction = Annotated[Number, Field(ge=0, le=1)]
 Range = tuple[Quantity, Quantity]
+Grid = dict[str, Annotated[tuple[Value, ...], Field(min_length=1)]]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 Momentum = Annotated[Number, Field(ge=0, lt=1)]
 LearningRate = Annotated[Number, Field(gt=0, le=1)]
@@ -171,18 +172,16 @@ class PretrainingSpec(Section):
 
 
 class AdaptationSpec(Section):
-    """From which domain to which, and how; methods of other tasks leave it alone.
+    """How a network is adapted to another domain; methods of other tasks leave it alone.
 
-    `source` and `target` are domains of the data set, `amount` the annotated images of the target
-    that are trained on (all by default; some of a person before those of the next). lambda is a
+    From where to where is in `train.grid`: every `pair` of domains SOURCE-to-TARGET, and every
+    `amount` of annotated images of the target that are trained on (0 for all; some of a person
+    before those of the next). Points are means over pairs, as over seeds. lambda is a
     conditioning of `spottunet-amortised` and in the grid of `spottunet`; `temperature` may be in
     its grid too. `tolerance` is that of surface Dice: in mm where the data set knows its spacing,
     else in pixels.
     """
 
-    source: str | None = None
-    target: str | None = None
-    amount: Count | None = None
     temperature: Annotated[Number, Field(ge=1e-3, le=100)] = 0.1
     regulariser: Literal["mean", "sum"] = "mean"
     num_levels: Annotated[Whole, Field(ge=1, le=6)] = 3
@@ -198,8 +197,10 @@ class TrainSpec(Section):
     """How every model of the exploration is trained, baselines alike.
 
     A list of learning rates is a choice: each method takes the one that is best on the validation
-    split, trained with the first seed. `precision: auto` is settled when the exploration begins:
-    bf16 where the machine computes in it, float32 elsewhere, where bf16 is several times slower.
+    split, trained with the first seed. Every method is trained at each value of the training
+    parameters of `grid` that concern it (see `adaptation`); a baseline's own grid may name others
+    of them. `precision: auto` is settled when the exploration begins: bf16 where the machine
+    computes in it, float32 elsewhere, where bf16 is several times slower.
     """
 
     epochs: Count = 100
@@ -212,6 +213,7 @@ class TrainSpec(Section):
     max_grad_norm: Annotated[Number, Field(gt=0)] | None = None
     prior: dict[str, Range] = {"phi": (0.0, 0.5)}
     endpoint_share: Fraction = 0
+    grid: Grid = {}
     dice_share: Fraction = 0.5
     seeds: Annotated[tuple[Whole, ...], Field(min_length=1)] = (0,)
     precision: Literal["auto", "float32", "bf16"] = "float32"
@@ -282,12 +284,25 @@ class ExploreSpec(Section):
 class BaselineSpec(Section):
     """A method to compare with: a grid of training parameters, or none when it is amortised.
 
+    `grids` are several, such as a fine one at one amount of data and a coarse one at others.
     `epochs` where it trains for another time than the exploration's own method.
     """
 
     method: str
-    grid: dict[str, Annotated[tuple[Value, ...], Field(min_length=1)]] | None = None
+    grid: Grid | None = None
+    grids: tuple[Grid, ...] = ()
     epochs: Count | None = None
+
+    @model_validator(mode="after")
+    def _one_or_several(self) -> BaselineSpec:
+        if self.grid is not None and self.grids:
+            raise ValueError("grid and grids: one of them")
+        return self
+
+    @property
+    def every_grid(self) -> tuple[Grid, ...]:
+        """One grid or several; none where the method has no training parameter of its own."""
+        return (self.grid,) if self.grid else self.grids
 
 
 class ExplorationSpec(Section):

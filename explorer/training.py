@@ -31,7 +31,7 @@ from torch import nn
 from explorer.models import build_trainable, method_of
 from explorer.places import Place, fetched, place_of, written_locally
 from explorer.progress import ProgressReport
-from explorer.specs import BaselineSpec, ExplorationSpec
+from explorer.specs import BaselineSpec, ExplorationSpec, Grid
 from explorer.store import filesystem_of, read_json, write_bytes, write_json
 from search_spaces.errors import InputError, RunError, UserError
 from search_spaces.space import Config
@@ -146,14 +146,25 @@ def trials_of(
     name_rate = len(spec.train.learning_rates) > 1
     trials = []
     for baseline in methods:
-        grid = baseline.grid or {}
-        for values in itertools.product(*grid.values()):
-            settled: Config = dict(zip(grid, values, strict=True))
+        places = method_of(spec, baseline.method).places
+        common = {n: own for n, own in spec.train.grid.items() if n in places}
+        for settled in _settings(common, baseline.every_grid or ({},)):
             for rate, seed in itertools.product(rates[baseline.method], seeds):
-                parts = [baseline.method, *settled_parts(settled)]
-                parts += [f"lr{rate:g}"] * name_rate + [f"s{seed}"]
-                trials.append(Trial("-".join(parts), baseline.method, seed, rate, settled))
+                name = _trial_id(baseline.method, settled, seed, rate if name_rate else None)
+                trials.append(Trial(name, baseline.method, seed, rate, settled))
     return trials
+
+
+def _settings(common: Grid, grids: Sequence[Grid]) -> Iterator[Config]:
+    for own in grids:
+        grid = {**common, **own}
+        for values in itertools.product(*grid.values()):
+            yield dict(zip(grid, values, strict=True))
+
+
+def _trial_id(method: str, settled: Config, seed: int, rate: float | None = None) -> str:
+    parts = [method, *settled_parts(settled)]
+    return "-".join([*parts, *([] if rate is None else [f"lr{rate:g}"]), f"s{seed}"])
 
 
 def _is_from_scratch(spec: ExplorationSpec, method: str) -> bool:
@@ -171,15 +182,24 @@ def rates_of(spec: ExplorationSpec, method: str) -> tuple[float, ...]:
 
 def starting_trials(spec: ExplorationSpec) -> list[Trial]:
     """The trainings that others of the same seed start from."""
-    method = method_of(spec, spec.method).start
-    if method is None:
-        return []
+    methods = [spec.method, *(baseline.method for baseline in spec.baselines)]
+    rates = {method: (0.0,) for method in methods}
+    found = {}
+    for trial in trials_of(spec, seeds=spec.train.seeds, rates=rates):
+        start = _start_of(spec, trial)
+        if start is not None:
+            found[start.trial_id] = start
+    return list(found.values())
+
+
+def _start_of(spec: ExplorationSpec, trial: Trial) -> Trial | None:
+    """The training that a trial starts from."""
+    start = method_of(spec, trial.method).start
+    if start is None:
+        return None
+    method, settled = start(trial.settled)
     (rate,) = rates_of(spec, method)
-    return [Trial(_starting_id(method, seed), method, seed, rate) for seed in spec.train.seeds]
-
-
-def _starting_id(method: str, seed: int) -> str:
-    return f"{method}-s{seed}"
+    return Trial(_trial_id(method, settled, trial.seed), method, trial.seed, rate, settled)
 
 
 def settled_parts(settled: Config) -> list[str]:
@@ -609,9 +629,9 @@ def train_trial(
 ) -> TrainResult:
     """Train one trial where `context` says; `folder` holds the trial that it starts from."""
     trainable = build_trainable(spec, trial.method, trial.settled)
-    method = method_of(spec, trial.method).start
-    start = read_weights(folder / _starting_id(method, trial.seed)) if method else None
-    return train(trainable, data, train_config(spec, trainable, trial), context, start=start)
+    start = _start_of(spec, trial)
+    weights = None if start is None else read_weights(folder / start.trial_id)
+    return train(trainable, data, train_config(spec, trainable, trial), context, start=weights)
 
 
 def keep_record(trial: Trial, result: TrainResult, folder: Place) -> None:

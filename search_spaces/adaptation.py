@@ -16,13 +16,14 @@ PARAMETERS: dict[str, Parameter] = {
     "lambda": FloatParameter("lambda", 0.0, 10.0, linear_below=1e-3),
     "temperature": FloatParameter("temperature", 1e-3, 100.0, log=True),
     "fold": IntParameter("fold", 0, 2),
+    "amount": IntParameter("amount", 0, 10**9, role="training"),
 }
 KNOWN_COSTS = ("macs", "flops", "parameters", "activation_bytes")
 
 
 def adaptation_space(names: Sequence[str] = ("lambda",)) -> SearchSpace:
-    """Any of `lambda`, the price of a fine-tuned block, the `temperature` of Gumbel-Softmax, and
-    the `fold` of three that an oracle is tested on.
+    """Any of `lambda`, the price of a fine-tuned block, the `temperature` of Gumbel-Softmax, the
+    `fold` of three that an oracle is tested on, and the `amount` of annotated images, 0 for all.
 
     Raises:
         KeyError: another name.

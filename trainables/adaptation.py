@@ -20,9 +20,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from search_spaces.adaptation import adaptation_problem
+from search_spaces.adaptation import PARAMETERS, adaptation_problem
 from search_spaces.errors import InputError
-from search_spaces.space import Config
+from search_spaces.space import Config, Value
 from trainables.base import Arrays, Draws, ParameterGroup, Stage, Trainable
 from trainables.cost import Operation, Size, costs
 from trainables.hypernetwork import kaiming_
@@ -35,6 +35,7 @@ from trainables.policies import Conditioner, PolicyNetwork, decide
 Regulariser = Literal["mean", "sum"]
 Tuned = Literal["all", "first", "last", "none", "policy"]
 NUM_QUANTILES = 256
+_TO = "-to-"
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,6 @@ class AdaptationModel:
         channels: C of an image.
         labels: names of the foreground labels.
         size: spatial size of the images.
-        amount: annotated images of the target domain to train on; None: all.
         temperature: tau of Gumbel-Softmax, where it is no training parameter.
         regulariser: lambda times the `mean` (the authors' program) or the `sum` (eq. 1) over
             blocks of what is fine-tuned.
@@ -65,7 +65,6 @@ class AdaptationModel:
     channels: int
     labels: tuple[str, ...]
     size: Size
-    amount: int | None = None
     temperature: float = 0.1
     regulariser: Regulariser = "mean"
     width: int = 16
@@ -87,7 +86,7 @@ class Strategy:
 
     Attributes:
         tuned: blocks that the target domain changes.
-        parameters: that its grid may name.
+        parameters: that its grid may name; the first it must.
         is_amortised: lambda is a conditioning.
         domain: whose images it is trained on.
         matches: images are given the histogram of the source domain.
@@ -98,6 +97,18 @@ class Strategy:
     is_amortised: bool = False
     domain: Literal["target", "source", "folds"] = "target"
     matches: bool = False
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Training parameters that say on which images: all are needed before there are any."""
+        if self.domain == "source":
+            return ("domain",)
+        return ("pair", "amount") if self.domain == "target" and self.trains else ("pair",)
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is anything to train."""
+        return self.tuned != "none"
 
 
 STRATEGIES: dict[str, Strategy] = {
@@ -111,6 +122,18 @@ STRATEGIES: dict[str, Strategy] = {
     "no-adaptation": Strategy("none"),
     "oracle": Strategy("all", ("fold",), domain="folds"),
 }
+
+
+def domains_of(pair: object) -> tuple[str, str]:
+    """Source and target of a pair that is written SOURCE-to-TARGET.
+
+    Raises:
+        InputError: it is written otherwise.
+    """
+    parts = pair.split(_TO) if isinstance(pair, str) else []
+    if len(parts) != 2 or not all(parts) or parts[0] == parts[1]:
+        raise InputError(f"pair: expected two different domains, SOURCE-to-TARGET, got {pair!r}")
+    return parts[0], parts[1]
 
 
 class AdaptedUNet(nn.Module):
@@ -226,7 +249,9 @@ class Adaptation(Trainable):
     Args:
         method: a name in `STRATEGIES`.
         model: network, policy and data.
-        settled: values of the training parameters of its grid.
+        settled: values of the training parameters of its grid, and on which images: the `pair`
+            SOURCE-to-TARGET and the `amount` of annotated images of the target, 0 for all; of the
+            method `source` its `domain`. Without these it says what is asked of any.
 
     Raises:
         InputError: a size that the network cannot halve, or a grid of other parameters.
@@ -236,16 +261,23 @@ class Adaptation(Trainable):
         self.method, self.model = method, model
         self.strategy = STRATEGIES[method]
         settled = settled or {}
-        unknown = [name for name in settled if name not in self.strategy.parameters]
+        places, parameters = self.strategy.places, self.strategy.parameters
+        unknown = [name for name in settled if name not in (*places, *parameters)]
         if unknown:
-            known = ", ".join(self.strategy.parameters) or "none"
+            known = ", ".join([*parameters, *places])
             raise InputError(f"{method} has the training parameters {known}, not {unknown[0]}")
-        first = self.strategy.parameters[:1]
-        if settled and not set(first) <= settled.keys():
-            raise InputError(f"{method} needs {first[0]} in its grid, got {', '.join(settled)}")
-        names = ("lambda",) if self.strategy.is_amortised else tuple(settled)
-        problem = adaptation_problem(names)
-        self.settled = problem.space.validate(settled) if settled else {}
+        own = {name: value for name, value in settled.items() if name in parameters}
+        if settled and not set(parameters[:1]) <= own.keys():
+            raise InputError(
+                f"{method} needs {parameters[0]} in its grid, got {', '.join(own) or 'none'}"
+            )
+        problem = adaptation_problem(("lambda",) if self.strategy.is_amortised else tuple(own))
+        self.settled = {**settled, **problem.space.validate(own)} if own else settled
+        if "amount" in settled:
+            PARAMETERS["amount"].validate(settled["amount"])
+        self.domain = settled.get("domain")
+        if "pair" in settled:
+            self.source, self.target = domains_of(settled["pair"])
         self.problem = problem if self.strategy.is_amortised else problem.demoted()
         factor = 2**model.num_levels
         if any(length % factor for length in model.size):
@@ -258,8 +290,7 @@ class Adaptation(Trainable):
             "fine_tuned_blocks",
             *(f"fine_tuned/{name}" for name in self.skeleton.blocks),
         )
-        trains = self.strategy.tuned != "none"
-        self.stages = (Stage("fine_tuning", 1.0),) if trains else ()
+        self.stages = (Stage("fine_tuning", 1.0),) if self.strategy.trains else ()
         if self.strategy.tuned == "policy":
             self.advice = (
                 " or adaptation.policy_rate, or raise adaptation.temperature, to which training "
@@ -304,27 +335,21 @@ class Adaptation(Trainable):
 
     def samples(self, data: Mapping[str, Arrays]) -> Mapping[str, Arrays]:
         if self.strategy.domain == "source":
-            return {"train": data["source/train"], "val": data["source/val"]}
-        own = dict(data)
+            return {name: _of_domain(data[name], self.domain) for name in ("train", "val")}
+        own = {name: _of_domain(samples, self.target) for name, samples in data.items()}
         if self.strategy.domain == "folds":
-            if "train" in data and "test" in data:
-                own["train"] = data["train"].joined(self._others(data["test"]))
-        elif "train" in data:
-            own["train"] = data["train"].select(slice(self.model.amount))
+            is_other = own["test"].folds != self.settled["fold"]
+            own["train"] = own["train"].joined(own["test"].select(is_other))
+        elif "train" in own:
+            own["train"] = own["train"].select(slice(int(self.settled.get("amount", 0)) or None))
         return own
 
-    def _others(self, test: Arrays) -> Arrays:
-        assert test.folds is not None
-        return test.select(np.flatnonzero(test.folds != self.settled["fold"]))
-
-    def scored(
-        self, values: dict[str, NDArray[np.float64]], samples: Arrays, split: str
-    ) -> dict[str, NDArray[np.float64]]:
-        if self.strategy.domain != "folds" or split != "test":
-            return values
-        assert samples.folds is not None
-        is_own = samples.folds == self.settled["fold"]
-        return {name: np.where(is_own, own, np.nan) for name, own in values.items()}
+    def judged_by(self, samples: Arrays, split: str) -> NDArray[np.bool_]:
+        domain = self.domain if self.strategy.domain == "source" else self.target
+        is_own: NDArray[np.bool_] = samples.domains == domain
+        if self.strategy.domain == "folds" and split == "test":
+            is_own &= samples.folds == self.settled["fold"]
+        return is_own
 
     def build(self, seed: int) -> AdaptedUNet:
         generator = torch.Generator().manual_seed(seed)
@@ -368,7 +393,7 @@ class Adaptation(Trainable):
             {n.removeprefix(prefix): t for n, t in weights.items() if n.startswith(prefix)}
         )
         if module.matches:
-            images = data["source/train"].images
+            images = _of_domain(data["train"], self.source).images
             shares = np.linspace(0, 1, NUM_QUANTILES)
             channels = [np.quantile(images[:, c], shares) for c in range(images.shape[1])]
             module.quantiles.copy_(torch.tensor(np.array(channels)))
@@ -447,7 +472,8 @@ class Adaptation(Trainable):
 
     def costs(self, conditioning: Config) -> dict[str, float]:
         """Of one image: every block once, as the policy chooses, and the policy itself."""
-        self.problem.space.validate({**self.settled, **conditioning})
+        known = {name: x for name, x in self.settled.items() if name in self.problem.space.names}
+        self.problem.space.validate({**known, **conditioning})
         module = self._meta
         return costs(self._operations(), num_parameters=sum(p.numel() for p in module.parameters()))
 
@@ -458,6 +484,10 @@ class Adaptation(Trainable):
 
     def sizes(self, conditioning: Config) -> dict[str, list[int]]:
         return {one.name: list(one.size) for one in self._operations()}
+
+
+def _of_domain(samples: Arrays, domain: Value | None) -> Arrays:
+    return samples.select(np.flatnonzero(samples.domains == domain))
 
 
 def matched(images: Tensor, quantiles: Tensor) -> Tensor:

@@ -31,12 +31,14 @@ class Arrays:
         images: (m, C, *spatial) float32.
         masks: (m, *spatial) labels.
         pairs: (n, 2) indices of a moving and a fixed image each; None: every image is a sample.
+        domains: (n,) names of where the images come from; None: that makes no difference.
         folds: (n,) of a cross-validation, 0 to 2, those of one person alike; None: there is none.
     """
 
     images: NDArray[np.float32]
     masks: NDArray[np.uint8]
     pairs: NDArray[np.int64] | None = None
+    domains: NDArray[np.str_] | None = None
     folds: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
@@ -46,8 +48,8 @@ class Arrays:
         """Some of the samples; `rows` is whatever indexes an array."""
         if self.pairs is not None:
             return Arrays(self.images, self.masks, self.pairs[rows])
-        folds = None if self.folds is None else self.folds[rows]
-        return Arrays(self.images[rows], self.masks[rows], folds=folds)
+        domains, folds = (None if own is None else own[rows] for own in (self.domains, self.folds))
+        return Arrays(self.images[rows], self.masks[rows], domains=domains, folds=folds)
 
     def joined(self, other: Arrays) -> Arrays:
         """These samples, which are images, and then others."""
@@ -201,11 +203,9 @@ class Trainable(Protocol):
         """The splits `train`, `val` and, where it is at hand, `test`, out of what there is."""
         return data
 
-    def scored(
-        self, values: dict[str, NDArray[np.float64]], samples: Arrays, split: str
-    ) -> dict[str, NDArray[np.float64]]:
-        """Values (n,) of n samples, NaN where this model must not be judged by one."""
-        return values
+    def judged_by(self, samples: Arrays, split: str) -> NDArray[np.bool_]:
+        """Which (n,) of the samples this model is judged by."""
+        return np.ones(len(samples), dtype=bool)
 
     def build(self, seed: int) -> nn.Module:
         """A freshly initialised module; the seed alone decides its weights."""

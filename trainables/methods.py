@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Literal
 
 from search_spaces.space import Config
-from trainables.adaptation import STRATEGIES, Adaptation
+from trainables.adaptation import STRATEGIES, Adaptation, domains_of
 from trainables.base import Trainable
 from trainables.hypermorph import Registration
 from trainables.scale_space import ScaleSpaceSegmentation
@@ -29,17 +29,24 @@ class Method:
             `AdaptationModel`.
         parameters: names that the grid of a method that is not amortised must have, if they are
             not all conditionings of the explored one.
-        replicates: names of its grid that are no setting: trainings that differ in them alone are
-            averaged, as seeds are.
-        start: method whose training of the same seed it starts from.
+        places: names of the exploration's own grid at whose every value it is trained.
+        replicates: names of either grid that are no setting: trainings that differ in them alone
+            are averaged, as seeds are.
+        start: the method, and its settled parameters, whose training of the same seed it starts
+            from, given its own; None: it starts from none.
     """
 
     construct: Constructor
     is_amortised: bool = True
     task: Task = "segmentation"
     parameters: tuple[str, ...] | None = None
+    places: tuple[str, ...] = ()
     replicates: tuple[str, ...] = ()
-    start: str | None = None
+    start: Callable[[Config], tuple[str, Config]] | None = None
+
+
+def _source_of(settled: Config) -> tuple[str, Config]:
+    return "source", {"domain": domains_of(settled["pair"])[0]}
 
 
 TRAINABLES: dict[str, Method] = {
@@ -57,8 +64,9 @@ TRAINABLES: dict[str, Method] = {
             is_amortised=own.is_amortised,
             task="adaptation",
             parameters=own.parameters[:1],
-            replicates=("fold",) if own.domain == "folds" else (),
-            start=None if name == "source" or own.domain == "folds" else "source",
+            places=own.places,
+            replicates=("pair", "fold"),
+            start=_source_of if own.domain == "target" else None,
         )
         for name, own in STRATEGIES.items()
     },

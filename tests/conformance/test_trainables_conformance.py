@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -25,6 +24,7 @@ NAMES = {"segmentation": "phi", "registration": "lambda", "adaptation": "lambda"
 SETTLED = {"oracle": {"fold": 1}} | {
     name: {} for name, method in TRAINABLES.items() if method.parameters == ()
 }
+PLACES = {"domain": "domain_0", "pair": "domain_0-to-domain_1", "amount": 0}
 PAIRS = np.array([(a, b) for a in range(8) for b in range(8) if a != b])
 
 methods = pytest.mark.parametrize("method", TRAINABLES)
@@ -55,15 +55,20 @@ def splits(method):
 @cache
 def domains():
     data = synthetic.load(size=(24, 24), num_images=90, num_labels=2, num_domains=2)
-    parts = {"train": slice(0, 64, 2), "val": slice(64, 80, 2), "test": slice(80, 90, 2)}
-    parts |= {"source/train": slice(1, 64, 2), "source/val": slice(65, 80, 2)}
-    found = {name: Arrays(data.images[part], data.masks[part]) for name, part in parts.items()}
-    return found | {"test": replace(found["test"], folds=np.arange(5) % 3)}
+    parts = {"train": slice(0, 64), "val": slice(64, 80), "test": slice(80, 90)}
+    names = np.array(data.domain_names)[data.domains]
+    folds = np.arange(90) // 2 % 3
+    return {
+        name: Arrays(data.images[part], data.masks[part], domains=names[part], folds=folds[part])
+        for name, part in parts.items()
+    }
 
 
 def make(method, *, dice_share=0.5, settled=None):
     if settled is None and method in GRID_METHODS:
         settled = SETTLED.get(method, {name_of(method): 0.4})
+    places = {name: PLACES[name] for name in TRAINABLES[method].places}
+    settled = {**places, **(settled or {})}
     if TRAINABLES[method].task == "adaptation":
         adaptation = AdaptationModel(
             channels=1,
@@ -118,7 +123,7 @@ def fit(method, folder, *, dice_share=0.5, seed=0, epochs=2):
         validate_every=1,
     )
     trainable, start = make(method, dice_share=dice_share), TRAINABLES[method].start
-    weights = make(start).build(99).state_dict() if start else None
+    weights = make("source").build(99).state_dict() if start else None
     context = PlainContext(folder, device="cpu")
     return train(trainable, splits(method), config, context, start=weights)
 

@@ -6,9 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from explorer.session import check_spec, folds_of, load_data, samples_of, standard_error
+from explorer.session import check_spec, load_data, samples_of, standard_error
 from explorer.specs import load_spec
 from search_spaces.errors import InputError
+from trainables.datasets.domains import folds_of
 
 PAIRS = np.array([(a, b) for a in range(8) for b in range(8) if a != b])
 
@@ -47,25 +48,28 @@ def adapting(*changes):
     return load_spec("spottunet-demo", ["dataset.size=[16,16]", "model.width=2", *changes])
 
 
-def test_target_images_are_split_and_the_source_s_are_beside_them():
-    spec = adapting()
+def test_images_of_the_pairs_domains_alone_are_split_and_each_knows_its_own():
+    spec = adapting("dataset.options.num_domains=3", "train.grid.pair=[domain_2-to-domain_1]")
     dataset = load_data(spec)
     samples = samples_of(spec, dataset)
-    assert list(samples) == ["train", "val", "test", "source/train", "source/val"]
-    for name, own in samples.items():
-        domains = dataset.domains[own.indices]
-        assert (domains == (0 if name.startswith("source/") else 1)).all()
+    assert list(samples) == ["train", "val", "test"]
+    for own in samples.values():
+        names = [dataset.domain_names[number] for number in dataset.domains[own.indices]]
+        assert own.arrays.domains.tolist() == names
+        assert set(names) == {"domain_1", "domain_2"}
         assert own.ids == [dataset.ids[index] for index in own.indices]
         assert np.array_equal(own.arrays.images, dataset.images[own.indices])
     every = np.concatenate([own.indices for own in samples.values()])
     assert len(set(every.tolist())) == len(every)
-    assert sorted(set(samples["test"].arrays.folds)) == [0, 1, 2]
+    test = samples["test"].arrays
+    for name in ("domain_1", "domain_2"):
+        assert sorted(set(test.folds[test.domains == name])) == [0, 1, 2]
 
 
 def test_first_annotated_images_are_the_same_whatever_their_number():
     few, more = (
         samples_of(spec, load_data(spec))["train"].ids
-        for spec in (adapting(), adapting("adaptation.amount=20"))
+        for spec in (adapting(), adapting("train.grid.amount=[20]"))
     )
     assert few == more != sorted(few)
 
@@ -85,16 +89,22 @@ def test_images_of_one_person_lie_together_and_in_one_fold():
 
 
 def test_folds_take_turns():
-    assert folds_of(["a", "b", "b", "c", "d"]).tolist() == [0, 1, 1, 2, 0]
+    assert folds_of(["a", "b", "b", "c", "d"], [0] * 5).tolist() == [0, 1, 1, 2, 0]
+    assert folds_of(["a", "x", "b", "y", "c"], [0, 1, 0, 1, 0]).tolist() == [0, 0, 1, 1, 2]
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("adaptation.source=null", "adaptation.source: missing; the name of a domain"),
-        ("adaptation.target=domain_0", "source and target are both domain_0"),
-        ("adaptation.target=moon", r"adaptation.target.*'moon'.*domain_0, domain_1"),
-        ("adaptation.amount=1000", "domain_1 has 3[0-9] images to train on, not 1000"),
+        ("train.grid={amount: [8]}", "train.grid: pair is missing; name domains"),
+        ("train.grid.pair=[domain_0-to-domain_0]", "two different domains, SOURCE-to-TARGET"),
+        ("train.grid.pair=[domain_0]", "two different domains, SOURCE-to-TARGET, got 'domain_0'"),
+        ("train.grid.pair=[domain_0-to-moon]", r"pair: domain 'moon'; known: domain_0, domain_1"),
+        ("train.grid.amount=[8, 1000]", "domain_1 has 3[0-9] images to train on, not 1000"),
+        ("train.grid.amount=[-8]", "amount must be in"),
+        ("train.grid.amount=[all]", "amount must be a number, got 'all'"),
+        ("train.grid.colour=[red]", "train.grid 'colour'; known: amount, pair"),
+        ("train={steps_per_epoch: null, batch_size: 8, prior: {lambda: [0, 1]}, grid: {pair: [domain_0-to-domain_1], amount: [4]}}", "number of training samples, 4; got 8"),
         ("model.stages=3", "model.stages: adaptation has a network of its own"),
         ("registration.radius=2", "spottunet-amortised registers nothing"),
         ("baselines=[{method: finetune-all, grid: {lambda: [0]}}]", "finetune-all takes no grid"),

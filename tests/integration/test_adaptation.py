@@ -7,6 +7,7 @@ import pytest
 
 from explorer import open_exploration
 from explorer.store import samples_store
+from search_spaces.errors import InputError
 
 pytestmark = [pytest.mark.ray]  # the exploration is made by a Ray of its own
 
@@ -21,15 +22,16 @@ CHANGES = (
     "train.epochs=2",
     "train.steps_per_epoch=4",
     "train.seeds=[0, 1]",
+    "train.grid={pair: [domain_0-to-domain_1, domain_1-to-domain_0], amount: [8, 0]}",
     "explore.num_points=5",
-    "baselines=[{method: spottunet, grid: {lambda: [0.1], temperature: [0.1]}}, "
+    "baselines=[{method: spottunet, grid: {lambda: [0.1], temperature: [0.1], amount: [8]}}, "
     "{method: finetune-first}, {method: no-adaptation}, "
     "{method: oracle, grid: {fold: [0, 1, 2]}}]",
 )
 NUM_POINTS = {
-    "spottunet-amortised": 5,
+    "spottunet-amortised": 10,  # two amounts
     "spottunet": 1,
-    "finetune-first": 1,
+    "finetune-first": 2,
     "no-adaptation": 1,
     "oracle": 1,  # the mean of three folds
 }
@@ -48,7 +50,7 @@ def runs_dir(explorer, tmp_path_factory):
         MLFLOW_TRACKING_URI=f"sqlite:///{folder / 'mlflow.db'}",
     )
     assert ended.code == 0, ended.stderr
-    num_rows = 2 * 2 * (sum(NUM_POINTS.values()) + 2)
+    num_rows = 2 * 2 * 2 * (sum(NUM_POINTS.values()) + 2)  # splits, pairs, seeds
     assert json.loads(ended.stdout)["num_measurements"] == num_rows
     assert "completed. Last result" not in ended.stderr
     return folder / "runs"
@@ -65,14 +67,15 @@ def test_every_method_has_its_points_of_both_seeds(exploration):
         assert len(points) == count
         assert {points.point(index).num_seeds for index in range(count)} == {2}
     names = exploration.points(method="spottunet").point(0).conditioning
-    assert set(names) == {"lambda", "temperature"}
+    assert set(names) == {"lambda", "temperature", "amount"}
     assert dict(exploration.points(method="no-adaptation").point(0).conditioning) == {}
 
 
 def test_source_is_trained_once_for_each_seed_and_all_start_from_it(exploration):
     records = {path.parent.name for path in (exploration.folder / "trials").glob("*/trial.json")}
-    assert {"source-s0", "source-s1"} <= records
-    assert len(records) == 2 + 2 * (1 + 1 + 1 + 1 + 3)
+    sources = {name for name in records if name.startswith("source")}
+    assert sources == {f"source-domain-domain_{d}-s{s}" for d in (0, 1) for s in (0, 1)}
+    assert len(records) == 4 + 2 * 2 * (2 + 1 + 2 + 1 + 3)
     still = exploration.points(method="no-adaptation").point(0)
     assert still.metrics["fine_tuned_blocks"] == 0
     first = exploration.points(method="finetune-first").point(0)
@@ -94,12 +97,12 @@ def test_query_and_comparison_answer(explorer, runs_dir, exploration):
     assert asked.code in (0, 3), asked.stderr
     answer = json.loads(asked.stdout)
     point = answer["point"] or answer["nearest"]
-    assert set(point["conditioning"]) == {"lambda"}
+    assert set(point["conditioning"]) == {"lambda", "amount"}
     compared = exploration.compare()
     assert set(compared["methods"]) == set(NUM_POINTS)
     tests = {row["against"]: row for row in compared["significance_on_test"]}
     assert set(tests) == set(NUM_POINTS) - {"spottunet-amortised"}
-    assert {row["num_samples"] for row in tests.values()} == {6}
+    assert {row["num_samples"] for row in tests.values()} == {12}
     names = {path.name for path in (exploration.folder / "figures").glob("*.png")}
     assert {
         "surface_dice-against-fine_tuned_blocks-val.png",
@@ -108,6 +111,18 @@ def test_query_and_comparison_answer(explorer, runs_dir, exploration):
     assert not any("fold" in name or "temperature" in name or "map" in name for name in names)
     values = exploration.points().values("fine_tuned_blocks")
     assert np.isfinite(values).all()
+
+
+def test_unmeasured_setting_is_that_of_one_amount(exploration):
+    there = exploration.at({"lambda": 0.01, "amount": 8})
+    assert not there.metrics
+    assert there.costs["macs"] > 0
+    assert len(there.trial_ids) == 4
+    assert all("amount8" in name for name in there.trial_ids)
+    with pytest.raises(InputError, match="amount: needed"):
+        exploration.at({"lambda": 0.01})
+    with pytest.raises(InputError, match="was not trained for amount = 9"):
+        exploration.at({"lambda": 0.01, "amount": 9})
 
 
 def test_network_of_an_adaptation_is_not_exported_yet(explorer, runs_dir, tmp_path):

@@ -15,7 +15,6 @@ MODEL = AdaptationModel(
     channels=1,
     labels=("disc",),
     size=(16, 16),
-    amount=6,
     width=4,
     num_levels=2,
     policy_widths=(4, 8),
@@ -34,27 +33,43 @@ CONFIG = TrainConfig(
 )
 
 
-def arrays(count, seed, *, scale=1.0, folds=None):
+def arrays(count, seed, *, scale=1.0):
     """Discs on a noisy ground; `scale` is the contrast of the domain."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:16, :16]
     centres = rng.uniform(5, 11, (count, 2, 1, 1))
     masks = ((y - centres[:, 0]) ** 2 + (x - centres[:, 1]) ** 2 < 12).astype(np.uint8)
     images = scale * (masks[:, None] - 0.5) + rng.normal(0, 0.1, (count, 1, 16, 16))
-    return Arrays(np.clip(images, -1, 1).astype(np.float32), masks, folds=folds)
+    return Arrays(np.clip(images, -1, 1).astype(np.float32), masks)
 
 
-DATA = {
+def of_both(target, source):
+    """Images of both domains, in turn as long as there are of both."""
+    order = np.argsort([*np.arange(len(target)), *np.arange(len(source))], kind="stable")
+    images, masks = (
+        np.concatenate([a, b])[order]
+        for a, b in ((target.images, source.images), (target.masks, source.masks))
+    )
+    domains = np.array(["there"] * len(target) + ["here"] * len(source))[order]
+    folds = np.concatenate([np.arange(len(target)) % 3, np.arange(len(source)) % 3])[order]
+    return Arrays(images, masks, domains=domains, folds=folds)
+
+
+SOURCE = {"train": arrays(12, 4), "val": arrays(5, 5), "test": arrays(6, 6)}
+TARGET = {
     "train": arrays(9, 1, scale=-1),
     "val": arrays(5, 2, scale=-1),
-    "test": arrays(6, 3, scale=-1, folds=np.arange(6) % 3),
-    "source/train": arrays(12, 4),
-    "source/val": arrays(5, 5),
+    "test": arrays(6, 3, scale=-1),
 }
+DATA = {name: of_both(own, SOURCE[name]) for name, own in TARGET.items()}
+FOLDS = np.arange(6) % 3  # of the images of the target
 
 
 def make(method, settled=None, **changes):
-    return Adaptation(method, replace(MODEL, **changes), settled)
+    settled = {} if settled is None else settled
+    places = {"domain": "here", "pair": "here-to-there", "amount": 6}
+    places = {name: places[name] for name in STRATEGIES[method].places}
+    return Adaptation(method, replace(MODEL, **changes), {**places, **settled})
 
 
 def settled_of(method):
@@ -79,7 +94,7 @@ def fitted(trainable, folder, start, **changes):
 
 
 def batch(split="val"):
-    images, masks = DATA[split].batch(slice(None))
+    images, masks = TARGET[split].batch(slice(None))
     return torch.from_numpy(images), torch.from_numpy(masks).long()
 
 
@@ -181,25 +196,44 @@ def test_policy_that_is_no_number_stops_with_advice(start, tmp_path):
 
 
 def test_source_alone_sees_the_source_domain_and_others_the_annotated_images():
-    assert make("source").samples(DATA)["train"] is DATA["source/train"]
-    assert make("source").samples(DATA)["val"] is DATA["source/val"]
-    own = make("spottunet", {"lambda": 0.0}).samples(DATA)["train"]
-    assert np.array_equal(own.images, DATA["train"].images[:6])
-    assert len(make("finetune-all", amount=None).samples(DATA)["train"]) == 9
+    for name in ("train", "val"):
+        seen = make("source").samples(DATA)[name]
+        assert np.array_equal(seen.images, SOURCE[name].images)
+    own = make("spottunet", {"lambda": 0.0}).samples(DATA)
+    assert np.array_equal(own["train"].images, TARGET["train"].images[:6])
+    assert np.array_equal(own["val"].masks, TARGET["val"].masks)
+    every = make("finetune-all", {"amount": 0}).samples(DATA)["train"]
+    assert np.array_equal(every.images, TARGET["train"].images)
+    back = make("finetune-all", {"pair": "there-to-here"}).samples(DATA)["train"]
+    assert np.array_equal(back.images, SOURCE["train"].images[:6])
+
+
+def test_each_is_judged_by_the_images_of_its_own_target():
+    samples = DATA["val"]
+    for settled, domain in (({}, "there"), ({"pair": "there-to-here"}, "here")):
+        is_judge = make("no-adaptation", settled).judged_by(samples, "val")
+        np.testing.assert_array_equal(is_judge, samples.domains == domain)
+    np.testing.assert_array_equal(make("source").judged_by(samples, "val"), is_judge)
+
+
+@pytest.mark.parametrize("pair", ["here", "here-to-here", "-to-there", "a-to-b-to-c", 3])
+def test_pair_names_two_domains(pair):
+    with pytest.raises(InputError, match="pair: expected two different domains"):
+        make("finetune-all", {"pair": pair})
 
 
 def test_oracle_is_trained_on_all_but_the_fold_that_it_is_judged_by(start, tmp_path):
     trainable = make("oracle", {"fold": 1})
     images = trainable.samples(DATA)["train"].images
     seen = {image.tobytes() for image in images}
-    inside = [image.tobytes() in seen for image in DATA["test"].images]
-    assert inside == [fold != 1 for fold in DATA["test"].folds]
-    assert all(image.tobytes() in seen for image in DATA["train"].images)
-    values = {"dice": np.arange(6.0)}
-    scored = trainable.scored(values, DATA["test"], "test")["dice"]
-    np.testing.assert_array_equal(scored, [np.nan, 1, np.nan, np.nan, 4, np.nan])
-    assert trainable.scored(values, DATA["val"], "val") is values
-    assert make("no-adaptation").scored(values, DATA["test"], "test") is values
+    inside = [image.tobytes() in seen for image in TARGET["test"].images]
+    assert inside == [fold != 1 for fold in FOLDS]
+    assert all(image.tobytes() in seen for image in TARGET["train"].images)
+    assert len(images) == 9 + 4
+    test = DATA["test"]
+    is_judge = trainable.judged_by(test, "test")
+    np.testing.assert_array_equal(is_judge, (test.domains == "there") & (test.folds == 1))
+    assert trainable.judged_by(DATA["val"], "val").sum() == 5
 
 
 def test_methods_without_training_keep_the_source_network(start, tmp_path):
@@ -213,7 +247,7 @@ def test_histogram_matching_gives_images_the_histogram_of_the_source(start, tmp_
     trainable = make("histogram-matching")
     module, _ = fitted(trainable, tmp_path, start)
     images, masks = batch()
-    wanted = np.quantile(DATA["source/train"].images, np.linspace(0, 1, 256))
+    wanted = np.quantile(SOURCE["train"].images, np.linspace(0, 1, 256))
     given = matched(images, module.quantiles).numpy()
     for image in given:
         ends = [image.min(), np.median(image), image.max()]
@@ -230,7 +264,7 @@ def test_histogram_matching_gives_images_the_histogram_of_the_source(start, tmp_
         torch.device("cpu"),
     )
     mixed = evaluate_network(
-        trainable, trainable.materialize(module, {}), DATA["val"], torch.device("cpu")
+        trainable, trainable.materialize(module, {}), TARGET["val"], torch.device("cpu")
     )
     np.testing.assert_allclose(plain["dice"], mixed["dice"], rtol=1e-6)
 
@@ -278,9 +312,9 @@ def test_size_that_cannot_be_halved_is_refused():
 @pytest.mark.parametrize(
     ("method", "settled", "message"),
     [
-        ("finetune-all", {"lambda": 0.1}, "finetune-all has the training parameters none"),
+        ("finetune-all", {"lambda": 0.1}, "finetune-all has the training parameters pair, amount, not"),
         ("spottunet", {"temperature": 0.5}, "spottunet needs lambda in its grid, got temperature"),
-        ("spottunet", {"fold": 1}, "lambda, temperature, not fold"),
+        ("spottunet", {"fold": 1}, "lambda, temperature, pair, amount, not fold"),
         ("spottunet", {"lambda": 20.0}, r"lambda must be in \[0, 10\]"),
         ("oracle", {"fold": 3}, r"fold must be in \[0, 2\]"),
     ],
