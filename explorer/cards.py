@@ -122,7 +122,8 @@ def _front_matter(facts: CardFacts) -> dict[str, Any]:
 def _title(facts: CardFacts) -> str:
     told = facts.description
     is_amortised = not any(
-        baseline.method == told["method"] and baseline.every_grid for baseline in facts.spec.baselines
+        baseline.method == told["method"] and baseline.every_grid
+        for baseline in facts.spec.baselines
     )
     made = (
         f"One setting of a model that was trained once over all of them (`{told['method']}`): its "

@@ -40,6 +40,7 @@ from explorer.options import (
 )
 from explorer.places import runs_place
 from explorer.presentation import (
+    show_analysis,
     show_answer,
     show_comparison,
     show_costs,
@@ -342,6 +343,51 @@ def optimize(
             typer.echo(f"drawn: {plot}")
 
     print_document(document, as_json, text)
+
+
+@app.command()
+def analyze(
+    exploration_id: Id,
+    name: Annotated[
+        str | None, typer.Argument(help="What to analyze; without it, what there is.")
+    ] = None,
+    runs_dir: RunsDir = None,
+    as_json: Json = False,
+) -> None:
+    """Draw and tabulate what an exploration tells beyond its front; shown in MLflow too.
+
+    Of adaptations: strategies (every method at every amount of images), lambda, blocks (which of
+    the network are fine-tuned) and amortisation (one training against one for each lambda). Each
+    leaves figures/analysis-NAME.png and tables/NAME.csv in the exploration's folder. Examples:
+
+        explorer analyze spottunet-demo-1
+
+        explorer analyze spottunet-demo-1 blocks
+    """
+    exploration = open_exploration(exploration_id, runs_dir)
+    if name is None:
+        from explorer.analyses import analyses_of
+
+        known = analyses_of(exploration)
+        print_document(
+            {"exploration_id": exploration.id, "analyses": known},
+            as_json,
+            lambda: show_table(
+                [{"analysis": own, "shows": text} for own, text in known.items()], empty=""
+            ),
+        )
+        return
+    with stdout_to_stderr():
+        found, figure, table = exploration.analyze(name, progress=ProgressReport())
+    document = {
+        "exploration_id": exploration.id,
+        "analysis": name,
+        "rows": found.rows,
+        "notes": found.notes,
+        "figure": str(figure),
+        "table": str(table),
+    }
+    print_document(document, as_json, lambda: show_analysis(document))
 
 
 @app.command()

@@ -137,7 +137,7 @@ def metric_map(
     others = [one.label for one in series if one.method != main]
     handles = [_legend_mark("*", f"best of {series[0].label}", size=9)]
     handles += [_legend_mark("o", f"{label}; square: its best", size=7) for label in others]
-    _draw_legend(figure, handles)
+    draw_legend(figure, handles)
     return figure
 
 
@@ -244,7 +244,7 @@ def hypervolume_growth(
     axes.set_xlabel("Settings evaluated, in the order of recording")
     axes.set_ylabel("Hypervolume beyond the\nworst values of all (%)")
     axes.set_ylim(bottom=0)
-    _draw_legend(figure, handles)
+    draw_legend(figure, handles)
     return figure
 
 
@@ -296,7 +296,7 @@ def learning_curves(
         Line2D([], [], color=color, label=f"{name} ({num_trials[name]} trained)")
         for name, color in colors.items()
     ]
-    _draw_legend(figure, handles)
+    draw_legend(figure, handles)
     return figure
 
 
@@ -326,7 +326,7 @@ def optima(
     for axes, name in zip(
         np.ravel(figure.subplots(1, len(names), sharey=True)), names, strict=True
     ):
-        _decorate(axes)
+        decorate(axes)
         axes.grid(visible=False, axis="x")
         low, high = ranges[name]
         axes.set_xlim(low - 0.03 * (high - low), high + 0.03 * (high - low))
@@ -344,7 +344,7 @@ def optima(
     dots.set_label(f"by {rows[0]['by']} ({spread} samples each)")
     line = Line2D([], [], color=_GREY, linestyle="--", linewidth=1.2)
     line.set_label(f"all together ({everything['num_pairs']} samples)")
-    _draw_legend(figure, [dots, line])
+    draw_legend(figure, [dots, line])
     return figure
 
 
@@ -376,7 +376,7 @@ def _draw_histories(
             zorder=3 - order.index(methods[trial_id]) / len(order),
         )
         drawn.extend(values)
-    _decorate(axes)
+    decorate(axes)
     axes.set_xlabel("Epoch")
     return drawn
 
@@ -400,18 +400,20 @@ def _focus(axes: Axes, series: Sequence[Series]) -> list[Line2D]:
 def _figure(*, height: float = 4.4) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(6, height), layout="constrained")
     axes = figure.subplots()
-    _decorate(axes)
+    decorate(axes)
     return figure, axes
 
 
-def _decorate(axes: Axes) -> None:
+def decorate(axes: Axes) -> None:
+    """The look of all axes: two spines and a light grid."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(visible=True, color="#e6e6e6", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=9)
 
 
-def _draw_legend(figure: Figure, handles: Sequence[Any]) -> None:
+def draw_legend(figure: Figure, handles: Sequence[Any]) -> None:
+    """A legend below the axes."""
     labels = [
         handle[0].get_label() if isinstance(handle, tuple) else handle.get_label()
         for handle in handles
@@ -452,7 +454,7 @@ def _finish(
         )
         for one in series
     ]
-    _draw_legend(figure, [*lines, *handles, *_focus(axes, series)])
+    draw_legend(figure, [*lines, *handles, *_focus(axes, series)])
 
 
 def _draw_errorbars(axes: Axes, one: Series, rows: NDArray[np.intp], *, linewidth: float) -> None:

@@ -18,6 +18,7 @@ from search_spaces.problem import Objective
 MAX_ROWS = 30
 MAX_LABELS = 6  # of a point in a line
 MIN_WIDTH = 120  # of tables that go into a file or a pipe
+WIDE = 180  # likewise, of many columns
 
 
 def show_result(exploration: Exploration) -> None:
@@ -214,7 +215,7 @@ def show_costs(document: Mapping[str, Any]) -> None:
     console.print("  features: " + ", ".join(f"{n} {s}" for n, s in document["sizes"].items()))
 
 
-def show_table(rows: Sequence[Mapping[str, Any]], *, empty: str) -> None:
+def show_table(rows: Sequence[Mapping[str, Any]], *, empty: str, width: int = MIN_WIDTH) -> None:
     """Rows of equal keys as a table."""
     if not rows:
         _console().print(empty)
@@ -224,13 +225,50 @@ def show_table(rows: Sequence[Mapping[str, Any]], *, empty: str) -> None:
         table.add_column(name)
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))
-    _console().print(table)
+    _console(width).print(table)
 
 
-def _console() -> Console:
+def show_analysis(document: Mapping[str, Any]) -> None:
+    """The table of an analysis, what it says, and where its files are."""
+    rows = [_analysed(row) for row in document["rows"]]
+    show_table(rows, empty="nothing was found", width=WIDE)
+    console = _console()
+    for note in document["notes"]:
+        console.print(note)
+    console.print(f"figure    {document['figure']}")
+    console.print(f"table     {document['table']}")
+
+
+def _analysed(row: Mapping[str, Any]) -> dict[str, str]:
+    """A row with few columns: spreads in brackets, settings in words, differences alone."""
+    names = {"num_seeds": "seeds", "num_images": "images", "fine_tuned_blocks": "blocks"}
+    cells: dict[str, str] = {}
+    for name, value in row.items():
+        if name == "setting":
+            cells[name] = _setting(value)
+        elif name == "against_best_fixed":
+            told = "" if value is None else f"{value['gain']:+.4f} ± {value['error']:.4f}"
+            cells["gain on best fixed"] = told
+        elif name == "metrics":
+            spread = row.get("seed_sd", {})
+            for own, mean in value.items():
+                sd = f" ({_number(spread[own])})" if own in spread else ""
+                cells[names.get(own, own)] = f"{_number(mean)}{sd}"
+        elif name == "difference":
+            cells |= {f"{names.get(own, own)} more": f"{x:+.4f}" for own, x in value.items()}
+        elif name == "amount":
+            cells[name] = "all" if value == 0 else str(value or "")
+        elif not isinstance(value, (list, Mapping)):
+            cells[names.get(name, name)] = (
+                _number(value) if isinstance(value, float) else str(value)
+            )
+    return cells
+
+
+def _console(width: int = MIN_WIDTH) -> Console:
     console = Console(highlight=False, markup=False, soft_wrap=True)
     if not console.is_terminal:
-        console.width = max(console.width, MIN_WIDTH)
+        console.width = max(console.width, width)
     return console
 
 

@@ -158,6 +158,7 @@ def _trainings(folder: Place, quality: Objective) -> list[TrackedTraining]:
 
 
 def files_of(folder: Place) -> list[Place]:
-    """The figures and the page, as far as they were drawn."""
+    """The figures, the tables of analyses and the page, as far as there are any."""
     page = folder / "frontier.html"
-    return [*files_in(folder, "figures/*.png"), *([page] if page.is_file() else [])]
+    drawn = [*files_in(folder, "figures/*.png"), *files_in(folder, "tables/*.csv")]
+    return [*drawn, *([page] if page.is_file() else [])]

@@ -123,7 +123,11 @@ def draw(
         with _writing(figures_dir):
             figures_dir.mkdir(exist_ok=True)
     quality, cost = objectives[0].name, objectives[-1].name
-    figures, names = {}, conditioning_names(columns, main)
+    figures: dict[str, Figure] = {}
+    trained = {
+        name for one in records.values() if one.trial.method == main for name in one.trial.settled
+    }
+    names = [name for name in conditioning_names(columns, main) if name not in trained]
     statistics = front_statistics(columns, method_tables(columns), objectives)
     for split in sorted(set(columns["split"].tolist())):
         points = points_as_json(columns, split)

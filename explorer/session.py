@@ -6,6 +6,7 @@ Everything is written as soon as it is finished, and nothing that is written is 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import time
 from collections import Counter
@@ -192,7 +193,7 @@ def _chosen(
 def pairs_and_amounts(spec: ExplorationSpec) -> list[tuple[str, str, int]]:
     """Source, target and images to train on, 0 for all, of every training of an adaptation."""
     methods = [spec.method, *(baseline.method for baseline in spec.baselines)]
-    trials = trials_of(spec, seeds=(0,), rates={method: (0.0,) for method in methods})
+    trials = trials_of(spec, seeds=(0,), rates=dict.fromkeys(methods, (0.0,)))
     found = [(*domains_of(t.settled["pair"]), int(t.settled.get("amount", 0))) for t in trials]
     return list(dict.fromkeys(found))
 
@@ -230,6 +231,12 @@ def check_spec(spec: ExplorationSpec) -> tuple[Objective, ...]:
     _check_grid(spec)
     if any(low == high for low, high in _explored_ranges(spec).values()):
         raise InputError("explore.space: needed, since a range of train.prior has no width")
+    explored = explored_space(spec, trainable)
+    for setting in asked_settings(spec):
+        try:
+            explored.validate(setting)
+        except InputError as error:
+            raise InputError(f"explore.settings: {error}") from None
     find("samplers", spec.explore.sampler, SAMPLERS, spec.extensions)
     require_resources(spec)
     if method_of(spec, spec.method).task == "registration" and spec.explore.racing is not None:
@@ -329,6 +336,14 @@ def bounds_of(spec: ExplorationSpec) -> list[Bound]:
 def explored_space(spec: ExplorationSpec, trainable: Trainable) -> SearchSpace:
     """The conditioning parameters with the ranges that are explored."""
     return trainable.problem.space.conditioning.narrowed(_explored_ranges(spec))
+
+
+def asked_settings(spec: ExplorationSpec) -> list[Config]:
+    """The combinations of `explore.settings`."""
+    grid = spec.explore.settings
+    if not grid:
+        return []
+    return [dict(zip(grid, own, strict=True)) for own in itertools.product(*grid.values())]
 
 
 def sampler_of(
@@ -534,6 +549,9 @@ class Session:
                 sampler = sampler_of(self.spec, trial.method, self.objectives, journal)
                 race, settled = self._race(trial.method), self._setting(trial)
                 units.append(Unit(name, "val", trial_ids, sampler, settled, race))
+                if self.spec.explore.settings:
+                    listed = ListSampler(asked_settings(self.spec))
+                    units.append(Unit(f"{name}-asked", "val", trial_ids, listed, settled))
         return units
 
     def _race(self, method: str) -> Race | None:
@@ -618,10 +636,11 @@ class Session:
     def _record(self, chunk: Chunk, evaluations: Sequence[Evaluation]) -> list[Measurement]:
         """Write a finished chunk to the tables and return its rows."""
         rows = [self._measurement(one) for one in evaluations]
-        new = [row for row in rows if _key(row) not in self.recorded]
-        if self._keeps_samples(chunk.split):
+        is_new = [_key(row) not in self.recorded for row in rows]
+        new = list(itertools.compress(rows, is_new))
+        if self._keeps_samples(chunk.split) and new:
             # before the rows that say that the chunk is done; a repeated part is no second one
-            tables = [self._samples(one) for one in evaluations]
+            tables = [self._samples(one) for one in itertools.compress(evaluations, is_new)]
             self.samples.append(join_tables(tables), part=chunk.name)
         self.store.append(measurements_table(new), part=chunk.name)
         for row in new:

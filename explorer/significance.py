@@ -9,7 +9,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from explorer.points import Floats
 
@@ -84,15 +83,21 @@ def significance(
 
 
 def _wilcoxon(better: Floats) -> float:
+    from scipy import stats  # slow to import, and every command would wait for it
+
     return float(stats.wilcoxon(better, alternative="greater").pvalue)
 
 
 def _sign_test(num_ahead: int, num_unequal: int) -> float:
+    from scipy import stats
+
     return float(stats.binomtest(num_ahead, num_unequal, alternative="greater").pvalue)
 
 
 def _equivalence(differences: Floats, margin: float) -> float:
     """The larger p of two one-sided t-tests: above minus the margin, and below the margin."""
+    from scipy import stats
+
     mean, n = float(differences.mean()), len(differences)
     error = float(differences.std(ddof=1)) / math.sqrt(n)
     if error == 0:

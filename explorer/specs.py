@@ -254,9 +254,11 @@ class ExploreSpec(Section):
     """How the frozen models are asked.
 
     `space` narrows the explored ranges; they default to the prior's. `sampler` is a name in
-    `SAMPLERS`. `num_points` is per parameter for `grid`, in all for other samplers. `batch_size` is
-    settings per chunk of work; by default few for a sampler that learns from what it is told, else
-    as many as keep the workers busy. `constraints` are bounds such as
+    `SAMPLERS`; every combination of `settings` is evaluated beside what it asks for, such as those
+    of a baseline's grid: `{lambda: [0, 0.005]}`. `num_points` is per parameter for `grid`, in all
+    for other samplers. `batch_size` is settings per chunk of work; by default few for a sampler
+    that learns from what it is told, else as many as keep the workers busy. `constraints` are
+    bounds such as
     `{max: {macs: 0.6G}, min: {dice: 0.9}}`. With `racing` (`{}` for its defaults) a setting that
     cannot be on the front any more is given up before its last image: for search, not for tables.
     `precision: bf16` gives way to float32 where it moves a metric by 0.001 or more.
@@ -265,6 +267,7 @@ class ExploreSpec(Section):
     space: dict[str, Range] | None = None
     split: Literal["val"] = "val"
     sampler: str = "grid"
+    settings: Grid = {}
     num_points: Annotated[Whole, Field(ge=1, le=1_000_000)] = 51
     batch_size: Count | None = None
     num_workers: Whole = 2

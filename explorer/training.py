@@ -183,7 +183,7 @@ def rates_of(spec: ExplorationSpec, method: str) -> tuple[float, ...]:
 def starting_trials(spec: ExplorationSpec) -> list[Trial]:
     """The trainings that others of the same seed start from."""
     methods = [spec.method, *(baseline.method for baseline in spec.baselines)]
-    rates = {method: (0.0,) for method in methods}
+    rates = dict.fromkeys(methods, (0.0,))
     found = {}
     for trial in trials_of(spec, seeds=spec.train.seeds, rates=rates):
         start = _start_of(spec, trial)
@@ -360,7 +360,7 @@ def _tune_trials(
                 "folder": str(folder),
             },
             tune_config=tune.TuneConfig(
-                reuse_actors=False,
+                reuse_actors=True,
                 max_concurrent_trials=_num_fitting(spec) if distributed else None,
             ),
             run_config=tune.RunConfig(

@@ -338,7 +338,7 @@ class Adaptation(Trainable):
             return {name: _of_domain(data[name], self.domain) for name in ("train", "val")}
         own = {name: _of_domain(samples, self.target) for name, samples in data.items()}
         if self.strategy.domain == "folds":
-            is_other = own["test"].folds != self.settled["fold"]
+            is_other = np.asarray(own["test"].folds) != self.settled["fold"]
             own["train"] = own["train"].joined(own["test"].select(is_other))
         elif "train" in own:
             own["train"] = own["train"].select(slice(int(self.settled.get("amount", 0)) or None))
@@ -346,8 +346,9 @@ class Adaptation(Trainable):
 
     def judged_by(self, samples: Arrays, split: str) -> NDArray[np.bool_]:
         domain = self.domain if self.strategy.domain == "source" else self.target
-        is_own: NDArray[np.bool_] = samples.domains == domain
+        is_own: NDArray[np.bool_] = np.asarray(samples.domains) == domain
         if self.strategy.domain == "folds" and split == "test":
+            assert samples.folds is not None
             is_own &= samples.folds == self.settled["fold"]
         return is_own
 

@@ -44,6 +44,10 @@ def test_pairs_without_a_value_do_not_count():
 # Adaptation
 
 
+PRIOR = "{lambda: [0, 1]}"
+FEW = "{pair: [domain_0-to-domain_1], amount: [4]}"
+
+
 def adapting(*changes):
     return load_spec("spottunet-demo", ["dataset.size=[16,16]", "model.width=2", *changes])
 
@@ -103,8 +107,16 @@ def test_folds_take_turns():
         ("train.grid.amount=[8, 1000]", "domain_1 has 3[0-9] images to train on, not 1000"),
         ("train.grid.amount=[-8]", "amount must be in"),
         ("train.grid.amount=[all]", "amount must be a number, got 'all'"),
+        (
+            "explore.settings={lambda: [0.1, 0.4]}",
+            r"explore.settings: lambda must be in \[0, 0.3\]",
+        ),
+        ("explore.settings={phi: [0.1]}", "explore.settings: expected values for lambda, got phi"),
         ("train.grid.colour=[red]", "train.grid 'colour'; known: amount, pair"),
-        ("train={steps_per_epoch: null, batch_size: 8, prior: {lambda: [0, 1]}, grid: {pair: [domain_0-to-domain_1], amount: [4]}}", "number of training samples, 4; got 8"),
+        (
+            f"train={{steps_per_epoch: null, batch_size: 8, prior: {PRIOR}, grid: {FEW}}}",
+            "number of training samples, 4; got 8",
+        ),
         ("model.stages=3", "model.stages: adaptation has a network of its own"),
         ("registration.radius=2", "spottunet-amortised registers nothing"),
         ("baselines=[{method: finetune-all, grid: {lambda: [0]}}]", "finetune-all takes no grid"),

@@ -1,6 +1,8 @@
 """An adaptation from the source network to the answer to a query."""
 
+import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,12 +26,13 @@ CHANGES = (
     "train.seeds=[0, 1]",
     "train.grid={pair: [domain_0-to-domain_1, domain_1-to-domain_0], amount: [8, 0]}",
     "explore.num_points=5",
+    "explore.settings={lambda: [0.1, 0.3]}",
     "baselines=[{method: spottunet, grid: {lambda: [0.1], temperature: [0.1], amount: [8]}}, "
     "{method: finetune-first}, {method: no-adaptation}, "
     "{method: oracle, grid: {fold: [0, 1, 2]}}]",
 )
 NUM_POINTS = {
-    "spottunet-amortised": 10,  # two amounts
+    "spottunet-amortised": 12,  # two amounts, 5 of the grid and one more
     "spottunet": 1,
     "finetune-first": 2,
     "no-adaptation": 1,
@@ -111,6 +114,41 @@ def test_query_and_comparison_answer(explorer, runs_dir, exploration):
     assert not any("fold" in name or "temperature" in name or "map" in name for name in names)
     values = exploration.points().values("fine_tuned_blocks")
     assert np.isfinite(values).all()
+
+
+@pytest.mark.parametrize("name", ["strategies", "lambda", "blocks", "amortisation"])
+def test_analysis_is_printed_drawn_and_kept(explorer, runs_dir, exploration, name):
+    ended = explorer("analyze", "moved-1", name, "--runs-dir", runs_dir, "--json")
+    assert ended.code == 0, ended.stderr
+    found = json.loads(ended.stdout)
+    assert found["rows"]
+    assert found["notes"]
+    assert found["figure"].endswith(f"figures/analysis-{name}.png")
+    assert (exploration.folder / "figures" / f"analysis-{name}.png").stat().st_size > 5000
+    lines = Path(found["table"]).read_text(encoding="utf-8").splitlines()
+    assert len(list(csv.DictReader(lines))) == len(found["rows"])
+    told = explorer("analyze", "moved-1", name, "--runs-dir", runs_dir)
+    assert all(note in told.stdout for note in found["notes"])
+
+
+def test_analyses_are_listed_and_others_refused(explorer, runs_dir, exploration):
+    listed = json.loads(explorer("analyze", "moved-1", "--runs-dir", runs_dir, "--json").stdout)
+    assert set(listed["analyses"]) == {"strategies", "lambda", "blocks", "amortisation"}
+    refused = explorer("analyze", "moved-1", "fig2", "--runs-dir", runs_dir)
+    assert refused.code == 2
+    assert "unknown analysis of moved-1 'fig2'; known: amortisation, blocks" in refused.error
+
+
+def test_amortised_model_meets_the_grid_at_its_lambda(exploration):
+    found, _, _ = exploration.analyze("amortisation")
+    assert [row["setting"]["lambda"] for row in found.rows] == [0.1, 0.1]
+    assert {row["pair"] for row in found.rows} == {
+        "domain_0-to-domain_1",
+        "domain_1-to-domain_0",
+    }
+    table = samples_store(exploration.folder).load().to_pandas()
+    twice = table.groupby(["trial_id", "setting_id", "sample_id"]).size()
+    assert twice.max() == 1  # 0.3 is of the grid, too
 
 
 def test_unmeasured_setting_is_that_of_one_amount(exploration):

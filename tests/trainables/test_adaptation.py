@@ -312,7 +312,11 @@ def test_size_that_cannot_be_halved_is_refused():
 @pytest.mark.parametrize(
     ("method", "settled", "message"),
     [
-        ("finetune-all", {"lambda": 0.1}, "finetune-all has the training parameters pair, amount, not"),
+        (
+            "finetune-all",
+            {"lambda": 0.1},
+            "finetune-all has the training parameters pair, amount, not",
+        ),
         ("spottunet", {"temperature": 0.5}, "spottunet needs lambda in its grid, got temperature"),
         ("spottunet", {"fold": 1}, "lambda, temperature, pair, amount, not fold"),
         ("spottunet", {"lambda": 20.0}, r"lambda must be in \[0, 10\]"),

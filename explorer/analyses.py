@@ -1,0 +1,236 @@
+"""What `explorer analyze` answers: a table and a figure of a finished exploration, by name."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from explorer.adaptations import AdaptationResults, Row
+from explorer.measurements import columns_of
+from explorer.store import samples_store
+from search_spaces.errors import InputError, unknown_name
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from explorer.exploration import Exploration
+
+NUM_ERRORS = 1.0  # standard errors within which a method is as good as another
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What was found.
+
+    Attributes:
+        rows: of the table, plain data of one shape.
+        notes: what they say, in sentences.
+        figure: of the same.
+    """
+
+    rows: list[Row]
+    notes: list[str]
+    figure: Figure
+
+    def to_csv(self) -> str:
+        """The table, nested values as columns `metrics.dice`."""
+        flat = [dict(_flat(row)) for row in self.rows]
+        names = list(dict.fromkeys(name for row in flat for name in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(flat)
+        return text.getvalue()
+
+
+def _flat(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in row.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", " ".join(value) if isinstance(value, list) else value
+
+
+@dataclass(frozen=True)
+class _Named:
+    """An analysis and what it tells, in a line."""
+
+    summary: str
+    task: str
+    analyse: Callable[[Exploration], Analysis]
+
+
+def analyses_of(exploration: Exploration) -> dict[str, str]:
+    """The analyses that there are for an exploration's task, and what each tells.
+
+    Raises:
+        InputError: there is none.
+    """
+    from explorer.models import method_of
+
+    task = method_of(exploration.spec, exploration.spec.method).task
+    known = {name: one.summary for name, one in ANALYSES.items() if one.task == task}
+    if not known:
+        raise InputError(f"{exploration.id}: there is no analysis for {task}")
+    return known
+
+
+def analysis_of(exploration: Exploration, name: str) -> Analysis:
+    """Carry an analysis out.
+
+    Raises:
+        InputError: there is none of that name for its task, or not enough was measured.
+    """
+    known = analyses_of(exploration)
+    if name not in known:
+        raise unknown_name(f"analysis of {exploration.id}", name, known)
+    return ANALYSES[name].analyse(exploration)
+
+
+def _results(exploration: Exploration) -> AdaptationResults:
+    samples = samples_store(exploration.folder).load()
+    samples = samples.filter(samples["split"].to_numpy() == "test")
+    if not samples.num_rows:
+        raise InputError(
+            f"{exploration.id}: nothing was measured on test yet; let it finish, or resume it"
+        )
+    return AdaptationResults(
+        exploration.table(),
+        columns_of(samples),
+        {trial["trial_id"]: trial["settled"] for trial in exploration.trials()},
+        objective=exploration.objectives[0],
+        main=exploration.spec.method,
+    )
+
+
+def _strategies(exploration: Exploration) -> Analysis:
+    from explorer.adaptation_figures import violins
+    from explorer.models import method_of
+
+    results = _results(exploration)
+    rows, quality = results.strategies(), results.objective.name
+    spec = exploration.spec
+    needs_none = {m for m in results.methods if "amount" not in method_of(spec, m).places}
+    values = results.qualities(quality)
+    figure = violins(values, metric=quality, main=results.main, needs_none=needs_none)
+    return Analysis(rows, [*_verdicts(rows, quality), _costs(rows)], figure)
+
+
+def _verdicts(rows: Sequence[Row], quality: str) -> list[str]:
+    """How often each policy keeps up with the best fixed strategy, which is known on test alone."""
+    notes = []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        versus = [
+            row["against_best_fixed"]
+            for row in rows
+            if row["method"] == method and row["against_best_fixed"] is not None
+        ]
+        if versus and method.startswith("spottunet"):
+            kept = sum(one["gain"] >= -NUM_ERRORS * one["error"] for one in versus)
+            mean = 100 * float(np.mean([one["gain"] for one in versus]))
+            notes.append(
+                f"{method} is within one standard error of the best fixed strategy, or better, in "
+                f"{kept} of {len(versus)} cases; {quality} {mean:+.2f} points on average"
+            )
+    return notes
+
+
+def _costs(rows: Sequence[Row]) -> str:
+    seconds: dict[str, list[float]] = {}
+    for row in rows:
+        seconds.setdefault(row["method"], []).append(row["train_s"])
+    told = ", ".join(f"{method} {np.mean(own):.0f}" for method, own in seconds.items())
+    return f"seconds of one training: {told}"
+
+
+def _price(exploration: Exploration) -> Analysis:
+    from explorer.adaptation_figures import against_price
+
+    results = _results(exploration)
+    rows, quality = results.optima(), results.objective.name
+    notes = [
+        f"{row['method']} with {_images(row['amount'])}: best λ {row['setting']['lambda']:g} of "
+        f"{row['num_prices']}, {row['metrics']['fine_tuned_blocks']:.1f} blocks fine-tuned"
+        for row in rows
+    ]
+    figure = against_price(results.priced(), metric=quality, main=results.main)
+    return Analysis(rows, notes, figure)
+
+
+def _images(amount: int | None) -> str:
+    return "all images" if not amount else f"{amount} images"
+
+
+def _blocks(exploration: Exploration) -> Analysis:
+    from explorer.adaptation_figures import on_network
+    from explorer.models import build_trainable
+    from trainables.adaptation import Adaptation
+
+    results = _results(exploration)
+    rows = results.blocks()
+    if not rows:
+        raise InputError(f"{exploration.id}: {results.main} has no policy")
+    notes = []
+    for amount in results.amounts:
+        own = [row for row in rows if row["amount"] == amount]
+        own.sort(key=lambda row: -row["share"])
+        told = ", ".join(f"{row['block']} {100 * row['share']:.0f} %" for row in own[:5])
+        notes.append(f"with {_images(amount)} most often fine-tuned: {told}")
+    trainable = build_trainable(exploration.spec)
+    assert isinstance(trainable, Adaptation)
+    return Analysis(rows, notes, on_network(rows, trainable.skeleton))
+
+
+def _amortisation(exploration: Exploration) -> Analysis:
+    from explorer.adaptation_figures import against_blocks
+
+    results = _results(exploration)
+    rows, quality = results.amortisation(), results.objective.name
+    if not rows:
+        raise InputError(
+            f"{exploration.id}: no λ was measured by {results.main} and by a training of its own; "
+            f"name those of the grid in explore.settings"
+        )
+    figure = against_blocks(results.priced(), metric=quality, main=results.main)
+    return Analysis(rows, list(_matched_notes(rows)), figure)
+
+
+def _matched_notes(rows: Sequence[Row]) -> Iterator[str]:
+    for key in dict.fromkeys((row["against"], row["amount"]) for row in rows):
+        own = [row for row in rows if (row["against"], row["amount"]) == key]
+        told = []
+        for name in ("dice", "surface_dice"):
+            points = 100 * np.array([row["difference"][name] for row in own])
+            told.append(
+                f"{name} {points.mean():+.2f} points (mean size {np.abs(points).mean():.2f})"
+            )
+        blocks = np.array([row["difference"]["fine_tuned_blocks"] for row in own])
+        pairs = {row["pair"] for row in own}
+        trained = sum(row["train_s"] for row in own) / len(pairs)
+        amortised = sum({r["pair"]: r["amortised_train_s"] for r in own}.values()) / len(pairs)
+        yield (
+            f"one training against {len(own) // len(pairs)} of {key[0]} at the same λ, "
+            f"{_images(key[1])}: {', '.join(told)}; blocks {blocks.mean():+.1f}; "
+            f"{trained / amortised:.1f} times cheaper"
+        )
+
+
+ANALYSES: dict[str, _Named] = {
+    "strategies": _Named(
+        "every method at every amount, settings chosen on other pairs; violins",
+        "adaptation",
+        _strategies,
+    ),
+    "lambda": _Named(
+        "quality and fine-tuned blocks against λ, with the best", "adaptation", _price
+    ),
+    "blocks": _Named("how often each block of the U-Net is fine-tuned", "adaptation", _blocks),
+    "amortisation": _Named(
+        "one training against one for each λ, at the same λ", "adaptation", _amortisation
+    ),
+}
