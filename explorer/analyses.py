@@ -6,19 +6,23 @@ import csv
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
+from explorer.adaptation_figures import against_blocks, against_price, in_words, on_network, violins
 from explorer.adaptations import AdaptationResults, Row
+from explorer.exploration import Exploration
 from explorer.measurements import columns_of
-from explorer.store import samples_store
+from explorer.models import build_trainable, method_of
+from explorer.places import Place
+from explorer.progress import ProgressReport
+from explorer.reporting import save_figure
+from explorer.sending import tracked
+from explorer.store import samples_store, write_bytes, write_lock
 from search_spaces.errors import InputError, unknown_name
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from explorer.exploration import Exploration
+from trainables.adaptation import Adaptation
 
 NUM_ERRORS = 1.0  # standard errors within which a method is as good as another
 
@@ -71,8 +75,6 @@ def analyses_of(exploration: Exploration) -> dict[str, str]:
     Raises:
         InputError: there is none.
     """
-    from explorer.models import method_of
-
     task = method_of(exploration.spec, exploration.spec.method).task
     known = {name: one.summary for name, one in ANALYSES.items() if one.task == task}
     if not known:
@@ -80,16 +82,29 @@ def analyses_of(exploration: Exploration) -> dict[str, str]:
     return known
 
 
-def analysis_of(exploration: Exploration, name: str) -> Analysis:
-    """Carry an analysis out.
+def analyze(
+    exploration: Exploration, name: str, *, progress: ProgressReport | None = None
+) -> tuple[Analysis, Place, Place]:
+    """An analysis by name, kept as figure and table in the folder and shown in MLflow.
+
+    Returns:
+        What was found, the figure (PNG) and the table (CSV).
 
     Raises:
         InputError: there is none of that name for its task, or not enough was measured.
+        RunError: a file cannot be written.
     """
     known = analyses_of(exploration)
     if name not in known:
         raise unknown_name(f"analysis of {exploration.id}", name, known)
-    return ANALYSES[name].analyse(exploration)
+    found = ANALYSES[name].analyse(exploration)
+    folder, shown = exploration.folder, progress or ProgressReport(quiet=True)
+    figure = folder / "figures" / f"analysis-{name}.png"
+    table = folder / "tables" / f"{name}.csv"
+    with write_lock(folder / "lock"), tracked(folder, exploration.spec, shown), shown:
+        save_figure(found.figure, figure)
+        write_bytes(table, found.to_csv().encode())
+    return found, figure, table
 
 
 def _results(exploration: Exploration) -> AdaptationResults:
@@ -109,9 +124,6 @@ def _results(exploration: Exploration) -> AdaptationResults:
 
 
 def _strategies(exploration: Exploration) -> Analysis:
-    from explorer.adaptation_figures import violins
-    from explorer.models import method_of
-
     results = _results(exploration)
     rows, quality = results.strategies(), results.objective.name
     spec = exploration.spec
@@ -149,12 +161,10 @@ def _costs(rows: Sequence[Row]) -> str:
 
 
 def _price(exploration: Exploration) -> Analysis:
-    from explorer.adaptation_figures import against_price
-
     results = _results(exploration)
     rows, quality = results.optima(), results.objective.name
     notes = [
-        f"{row['method']} with {_images(row['amount'])}: best λ {row['setting']['lambda']:g} of "
+        f"{row['method']} with {in_words(row['amount'])}: best λ {row['setting']['lambda']:g} of "
         f"{row['num_prices']}, {row['metrics']['fine_tuned_blocks']:.1f} blocks fine-tuned"
         for row in rows
     ]
@@ -162,15 +172,7 @@ def _price(exploration: Exploration) -> Analysis:
     return Analysis(rows, notes, figure)
 
 
-def _images(amount: int | None) -> str:
-    return "all images" if not amount else f"{amount} images"
-
-
 def _blocks(exploration: Exploration) -> Analysis:
-    from explorer.adaptation_figures import on_network
-    from explorer.models import build_trainable
-    from trainables.adaptation import Adaptation
-
     results = _results(exploration)
     rows = results.blocks()
     if not rows:
@@ -180,15 +182,13 @@ def _blocks(exploration: Exploration) -> Analysis:
         own = [row for row in rows if row["amount"] == amount]
         own.sort(key=lambda row: -row["share"])
         told = ", ".join(f"{row['block']} {100 * row['share']:.0f} %" for row in own[:5])
-        notes.append(f"with {_images(amount)} most often fine-tuned: {told}")
+        notes.append(f"with {in_words(amount)} most often fine-tuned: {told}")
     trainable = build_trainable(exploration.spec)
     assert isinstance(trainable, Adaptation)
     return Analysis(rows, notes, on_network(rows, trainable.skeleton))
 
 
 def _amortisation(exploration: Exploration) -> Analysis:
-    from explorer.adaptation_figures import against_blocks
-
     results = _results(exploration)
     rows, quality = results.amortisation(), results.objective.name
     if not rows:
@@ -215,7 +215,7 @@ def _matched_notes(rows: Sequence[Row]) -> Iterator[str]:
         amortised = sum({r["pair"]: r["amortised_train_s"] for r in own}.values()) / len(pairs)
         yield (
             f"one training against {len(own) // len(pairs)} of {key[0]} at the same λ, "
-            f"{_images(key[1])}: {', '.join(told)}; blocks {blocks.mean():+.1f}; "
+            f"{in_words(key[1])}: {', '.join(told)}; blocks {blocks.mean():+.1f}; "
             f"{trained / amortised:.1f} times cheaper"
         )
 

@@ -365,10 +365,10 @@ def analyze(
         explorer analyze spottunet-demo-1 blocks
     """
     exploration = open_exploration(exploration_id, runs_dir)
-    if name is None:
-        from explorer.analyses import analyses_of
+    from explorer import analyses  # imports torch
 
-        known = analyses_of(exploration)
+    if name is None:
+        known = analyses.analyses_of(exploration)
         print_document(
             {"exploration_id": exploration.id, "analyses": known},
             as_json,
@@ -378,7 +378,7 @@ def analyze(
         )
         return
     with stdout_to_stderr():
-        found, figure, table = exploration.analyze(name, progress=ProgressReport())
+        found, figure, table = analyses.analyze(exploration, name, progress=ProgressReport())
     document = {
         "exploration_id": exploration.id,
         "analysis": name,

@@ -38,7 +38,6 @@ from explorer.store import (
     read_json,
     samples_store,
     set_state,
-    write_bytes,
     write_json,
     write_lock,
     write_text,
@@ -48,7 +47,6 @@ from search_spaces.problem import Objective
 from search_spaces.space import Value
 
 if TYPE_CHECKING:
-    from explorer.analyses import Analysis
     from explorer.exporting import Export
     from explorer.optimizing import Optimisation
     from explorer.registering import RegisteredPairs
@@ -322,30 +320,6 @@ class Exploration:
             ranges=optimizer.ranges,
             results=results,
         )
-
-    def analyze(
-        self, name: str, *, progress: ProgressReport | None = None
-    ) -> tuple[Analysis, Place, Place]:
-        """An analysis by name, kept as figure and table in the folder and shown in MLflow.
-
-        Returns:
-            What was found, the figure (PNG) and the table (CSV).
-
-        Raises:
-            InputError: there is none of that name for its task, or not enough was measured.
-            RunError: a file cannot be written.
-        """
-        from explorer.analyses import analysis_of
-        from explorer.reporting import save_figure
-
-        found = analysis_of(self, name)
-        shown = progress or ProgressReport(quiet=True)
-        figure = self.folder / "figures" / f"analysis-{name}.png"
-        table = self.folder / "tables" / f"{name}.csv"
-        with write_lock(self.folder / "lock"), tracked(self.folder, self.spec, shown), shown:
-            save_figure(found.figure, figure)
-            write_bytes(table, found.to_csv().encode())
-        return found, figure, table
 
     def registered_pairs(
         self, *, split: str = "val", method: str | None = None, seed: int | None = None

@@ -267,8 +267,8 @@ class ExploreSpec(Section):
     space: dict[str, Range] | None = None
     split: Literal["val"] = "val"
     sampler: str = "grid"
-    settings: Grid = {}
     num_points: Annotated[Whole, Field(ge=1, le=1_000_000)] = 51
+    settings: Grid = {}
     batch_size: Count | None = None
     num_workers: Whole = 2
     objectives: dict[str, Literal["maximize", "minimize"]] | None = None

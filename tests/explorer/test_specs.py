@@ -257,6 +257,10 @@ def test_unknown_key_is_named_with_its_path_and_the_known_ones(change, path, kno
         ("baselines=[{method: sshn}]", "baselines: each method once, got sshn, sshn"),
         ("baselines=[{method: film}, {method: film}]", "each method once, got sshn, film, film"),
         ("baselines=[{grid: {phi: [1]}}]", "baselines.0.method: missing; it is required"),
+        (
+            "baselines=[{method: fixed, grids: [{phi: [0]}], grid: {phi: [1]}}]",
+            "grid and grids: one",
+        ),
         ("baselines=[{method: fixed, grid: {phi: []}}]", "baselines.0.grid.phi: "),
     ],
 )

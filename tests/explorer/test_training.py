@@ -24,6 +24,7 @@ from explorer.training import (
     read_weights,
     root_cause,
     settled_precision,
+    starting_trials,
     train_all,
     train_config,
     trials_of,
@@ -96,6 +97,47 @@ def test_several_rates_are_named_in_the_id():
     assert [trial.trial_id for trial in trials] == ["sshn-lr0.001-s0", "sshn-lr0.003-s0"]
     (chosen,) = trials_of(spec, seeds=(1,), rates={"sshn": (3e-3,)})
     assert chosen.trial_id == "sshn-lr0.003-s1"
+
+
+ADAPTING = (
+    "train.grid={pair: [domain_0-to-domain_1, domain_1-to-domain_0], amount: [8, 0]}",
+    "train.seeds=[0, 1]",
+    "baselines=[{method: spottunet, grids: [{lambda: [0, 0.1], amount: [8]}, {lambda: [0.01]}]},"
+    " {method: no-adaptation}, {method: oracle, grid: {fold: [0, 1]}}]",
+)
+
+
+def test_methods_are_trained_at_every_value_of_the_common_grid_that_concerns_them():
+    spec = load_spec("spottunet-demo", ADAPTING)
+    rates = dict.fromkeys(["spottunet-amortised", "spottunet", "no-adaptation", "oracle"], (1e-3,))
+    trials = trials_of(spec, seeds=(0,), rates=rates)
+    there, back = "pair-domain_0-to-domain_1", "pair-domain_1-to-domain_0"
+    assert [t.trial_id for t in trials if t.method == "spottunet-amortised"] == [
+        f"spottunet-amortised-{pair}-amount{n}-s0" for pair in (there, back) for n in (8, 0)
+    ]
+    # the first grid names an amount of its own
+    assert [t.trial_id for t in trials if t.method == "spottunet" and there in t.trial_id] == [
+        f"spottunet-{there}-amount8-lambda0-s0",
+        f"spottunet-{there}-amount8-lambda0.1-s0",
+        f"spottunet-{there}-amount8-lambda0.01-s0",
+        f"spottunet-{there}-amount0-lambda0.01-s0",
+    ]
+    assert [t.settled for t in trials if t.method == "no-adaptation"] == [
+        {"pair": "domain_0-to-domain_1"},
+        {"pair": "domain_1-to-domain_0"},
+    ]
+    assert len([t for t in trials if t.method == "oracle"]) == 4
+
+
+def test_every_source_is_trained_once_for_each_seed():
+    spec = load_spec("spottunet-demo", ADAPTING)
+    starts = starting_trials(spec)
+    assert {(t.trial_id, t.seed, t.settled["domain"]) for t in starts} == {
+        (f"source-domain-domain_{d}-s{s}", s, f"domain_{d}") for d in (0, 1) for s in (0, 1)
+    }
+    assert len(starts) == 4
+    assert {t.learning_rate for t in starts} == {spec.adaptation.pretraining.learning_rate}
+    assert starting_trials(load_spec("demo")) == []
 
 
 def test_train_config_settles_the_defaults():

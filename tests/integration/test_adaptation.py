@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from explorer import open_exploration
+from explorer.analyses import analyze
 from explorer.store import samples_store
 from search_spaces.errors import InputError
 
@@ -111,7 +112,8 @@ def test_query_and_comparison_answer(explorer, runs_dir, exploration):
         "surface_dice-against-fine_tuned_blocks-val.png",
         "surface_dice-against-lambda-test.png",
     } <= names
-    assert not any("fold" in name or "temperature" in name or "map" in name for name in names)
+    others = ("fold", "temperature", "amount", "map")
+    assert not any(other in name for name in names for other in others)
     values = exploration.points().values("fine_tuned_blocks")
     assert np.isfinite(values).all()
 
@@ -140,7 +142,7 @@ def test_analyses_are_listed_and_others_refused(explorer, runs_dir, exploration)
 
 
 def test_amortised_model_meets_the_grid_at_its_lambda(exploration):
-    found, _, _ = exploration.analyze("amortisation")
+    found, _, _ = analyze(exploration, "amortisation")
     assert [row["setting"]["lambda"] for row in found.rows] == [0.1, 0.1]
     assert {row["pair"] for row in found.rows} == {
         "domain_0-to-domain_1",
