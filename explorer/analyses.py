@@ -13,15 +13,12 @@ from matplotlib.figure import Figure
 
 from explorer.adaptation_figures import against_blocks, against_price, in_words, on_network, violins
 from explorer.adaptations import AdaptationResults, Row
-from explorer.exploration import Exploration
-from explorer.measurements import columns_of
+from explorer.measurements import Columns
 from explorer.models import build_trainable, method_of
-from explorer.places import Place
-from explorer.progress import ProgressReport
-from explorer.reporting import save_figure
-from explorer.sending import tracked
-from explorer.store import samples_store, write_bytes, write_lock
+from explorer.specs import ExplorationSpec
 from search_spaces.errors import InputError, unknown_name
+from search_spaces.problem import Objective
+from search_spaces.space import Config
 from trainables.adaptation import Adaptation
 
 NUM_ERRORS = 1.0  # standard errors within which a method is as good as another
@@ -66,67 +63,69 @@ class _Named:
 
     summary: str
     task: str
-    analyse: Callable[[Exploration], Analysis]
+    analyse: Callable[[Explored], Analysis]
 
 
-def analyses_of(exploration: Exploration) -> dict[str, str]:
-    """The analyses that there are for an exploration's task, and what each tells.
+@dataclass(frozen=True)
+class Explored:
+    """What analyses are made of.
 
-    Raises:
-        InputError: there is none.
+    Attributes:
+        exploration_id: for messages.
+        spec: what was explored.
+        objectives: of its front.
+        columns: the measurements, one array per column.
+        samples: values per image of the test split, likewise; empty before it was evaluated.
+        settled: what each trial was trained for, by its id.
     """
-    task = method_of(exploration.spec, exploration.spec.method).task
-    known = {name: one.summary for name, one in ANALYSES.items() if one.task == task}
-    if not known:
-        raise InputError(f"{exploration.id}: there is no analysis for {task}")
-    return known
+
+    exploration_id: str
+    spec: ExplorationSpec
+    objectives: tuple[Objective, ...]
+    columns: Columns
+    samples: Columns
+    settled: Mapping[str, Config]
 
 
-def analyze(
-    exploration: Exploration, name: str, *, progress: ProgressReport | None = None
-) -> tuple[Analysis, Place, Place]:
-    """An analysis by name, kept as figure and table in the folder and shown in MLflow.
+def analyses_of(spec: ExplorationSpec) -> dict[str, str]:
+    """The analyses that there are for a spec's task, and what each tells; none for some."""
+    task = method_of(spec, spec.method).task
+    return {name: one.summary for name, one in ANALYSES.items() if one.task == task}
 
-    Returns:
-        What was found, the figure (PNG) and the table (CSV).
+
+def analyse(explored: Explored, name: str) -> Analysis:
+    """Carry an analysis out.
 
     Raises:
         InputError: there is none of that name for its task, or not enough was measured.
-        RunError: a file cannot be written.
     """
-    known = analyses_of(exploration)
+    known = analyses_of(explored.spec)
+    if not known:
+        raise InputError(f"{explored.exploration_id}: there is no analysis for its task yet")
     if name not in known:
-        raise unknown_name(f"analysis of {exploration.id}", name, known)
-    found = ANALYSES[name].analyse(exploration)
-    folder, shown = exploration.folder, progress or ProgressReport(quiet=True)
-    figure = folder / "figures" / f"analysis-{name}.png"
-    table = folder / "tables" / f"{name}.csv"
-    with write_lock(folder / "lock"), tracked(folder, exploration.spec, shown), shown:
-        save_figure(found.figure, figure)
-        write_bytes(table, found.to_csv().encode())
-    return found, figure, table
-
-
-def _results(exploration: Exploration) -> AdaptationResults:
-    samples = samples_store(exploration.folder).load()
-    samples = samples.filter(samples["split"].to_numpy() == "test")
-    if not samples.num_rows:
+        raise unknown_name(f"analysis of {explored.exploration_id}", name, known)
+    if not len(explored.samples.get("sample_id", ())):
         raise InputError(
-            f"{exploration.id}: nothing was measured on test yet; let it finish, or resume it"
+            f"{explored.exploration_id}: nothing was measured on test yet; let it finish, or "
+            f"resume it"
         )
+    return ANALYSES[name].analyse(explored)
+
+
+def _results(explored: Explored) -> AdaptationResults:
     return AdaptationResults(
-        exploration.table(),
-        columns_of(samples),
-        {trial["trial_id"]: trial["settled"] for trial in exploration.trials()},
-        objective=exploration.objectives[0],
-        main=exploration.spec.method,
+        explored.columns,
+        explored.samples,
+        explored.settled,
+        objective=explored.objectives[0],
+        main=explored.spec.method,
     )
 
 
-def _strategies(exploration: Exploration) -> Analysis:
-    results = _results(exploration)
+def _strategies(explored: Explored) -> Analysis:
+    results = _results(explored)
     rows, quality = results.strategies(), results.objective.name
-    spec = exploration.spec
+    spec = explored.spec
     needs_none = {m for m in results.methods if "amount" not in method_of(spec, m).places}
     values = results.qualities(quality)
     figure = violins(values, metric=quality, main=results.main, needs_none=needs_none)
@@ -160,8 +159,8 @@ def _costs(rows: Sequence[Row]) -> str:
     return f"seconds of one training: {told}"
 
 
-def _price(exploration: Exploration) -> Analysis:
-    results = _results(exploration)
+def _price(explored: Explored) -> Analysis:
+    results = _results(explored)
     rows, quality = results.optima(), results.objective.name
     notes = [
         f"{row['method']} with {in_words(row['amount'])}: best λ {row['setting']['lambda']:g} of "
@@ -172,29 +171,29 @@ def _price(exploration: Exploration) -> Analysis:
     return Analysis(rows, notes, figure)
 
 
-def _blocks(exploration: Exploration) -> Analysis:
-    results = _results(exploration)
+def _blocks(explored: Explored) -> Analysis:
+    results = _results(explored)
     rows = results.blocks()
     if not rows:
-        raise InputError(f"{exploration.id}: {results.main} has no policy")
+        raise InputError(f"{explored.exploration_id}: {results.main} has no policy")
     notes = []
     for amount in results.amounts:
         own = [row for row in rows if row["amount"] == amount]
         own.sort(key=lambda row: -row["share"])
         told = ", ".join(f"{row['block']} {100 * row['share']:.0f} %" for row in own[:5])
         notes.append(f"with {in_words(amount)} most often fine-tuned: {told}")
-    trainable = build_trainable(exploration.spec)
+    trainable = build_trainable(explored.spec)
     assert isinstance(trainable, Adaptation)
     return Analysis(rows, notes, on_network(rows, trainable.skeleton))
 
 
-def _amortisation(exploration: Exploration) -> Analysis:
-    results = _results(exploration)
+def _amortisation(explored: Explored) -> Analysis:
+    results = _results(explored)
     rows, quality = results.amortisation(), results.objective.name
     if not rows:
         raise InputError(
-            f"{exploration.id}: no λ was measured by {results.main} and by a training of its own; "
-            f"name those of the grid in explore.settings"
+            f"{explored.exploration_id}: no λ was measured by {results.main} and by a training of "
+            "its own; name those of the grid in explore.settings"
         )
     figure = against_blocks(results.priced(), metric=quality, main=results.main)
     return Analysis(rows, list(_matched_notes(rows)), figure)

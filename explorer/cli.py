@@ -365,20 +365,19 @@ def analyze(
         explorer analyze spottunet-demo-1 blocks
     """
     exploration = open_exploration(exploration_id, runs_dir)
-    from explorer import analyses  # imports torch
-
     if name is None:
-        known = analyses.analyses_of(exploration)
+        known = exploration.analyses()
         print_document(
             {"exploration_id": exploration.id, "analyses": known},
             as_json,
             lambda: show_table(
-                [{"analysis": own, "shows": text} for own, text in known.items()], empty=""
+                [{"analysis": own, "shows": text} for own, text in known.items()],
+                empty=f"there is no analysis of {exploration.id} yet",
             ),
         )
         return
     with stdout_to_stderr():
-        found, figure, table = analyses.analyze(exploration, name, progress=ProgressReport())
+        found, figure, table = exploration.analyze(name, progress=ProgressReport())
     document = {
         "exploration_id": exploration.id,
         "analysis": name,

@@ -38,6 +38,7 @@ from explorer.store import (
     read_json,
     samples_store,
     set_state,
+    write_bytes,
     write_json,
     write_lock,
     write_text,
@@ -47,6 +48,7 @@ from search_spaces.problem import Objective
 from search_spaces.space import Value
 
 if TYPE_CHECKING:
+    from explorer.analyses import Analysis
     from explorer.exporting import Export
     from explorer.optimizing import Optimisation
     from explorer.registering import RegisteredPairs
@@ -320,6 +322,42 @@ class Exploration:
             ranges=optimizer.ranges,
             results=results,
         )
+
+    def analyses(self) -> dict[str, str]:
+        """Names of the analyses that there are for its task, and what each tells."""
+        from explorer.analyses import analyses_of
+
+        return analyses_of(self.spec)
+
+    def analyze(
+        self, name: str, *, progress: ProgressReport | None = None
+    ) -> tuple[Analysis, Place, Place]:
+        """An analysis by name, kept as figure and table in the folder and shown in MLflow.
+
+        Returns:
+            What was found, the figure (PNG) and the table (CSV).
+
+        Raises:
+            InputError: there is none of that name for its task, or not enough was measured.
+            RunError: a file cannot be written.
+        """
+        from explorer.analyses import Explored, analyse
+        from explorer.reporting import save_figure
+
+        samples = samples_store(self.folder).load()
+        samples = samples.filter(samples["split"].to_numpy() == "test")
+        settled = {trial["trial_id"]: trial["settled"] for trial in self.trials()}
+        explored = Explored(
+            self.id, self.spec, self.objectives, self.table(), columns_of(samples), settled
+        )
+        found = analyse(explored, name)
+        shown = progress or ProgressReport(quiet=True)
+        figure = self.folder / "figures" / f"analysis-{name}.png"
+        table = self.folder / "tables" / f"{name}.csv"
+        with write_lock(self.folder / "lock"), tracked(self.folder, self.spec, shown), shown:
+            save_figure(found.figure, figure)
+            write_bytes(table, found.to_csv().encode())
+        return found, figure, table
 
     def registered_pairs(
         self, *, split: str = "val", method: str | None = None, seed: int | None = None

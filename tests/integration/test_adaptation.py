@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from explorer import open_exploration
-from explorer.analyses import analyze
 from explorer.store import samples_store
 from search_spaces.errors import InputError
 
@@ -142,7 +141,7 @@ def test_analyses_are_listed_and_others_refused(explorer, runs_dir, exploration)
 
 
 def test_amortised_model_meets_the_grid_at_its_lambda(exploration):
-    found, _, _ = analyze(exploration, "amortisation")
+    found, _, _ = exploration.analyze("amortisation")
     assert [row["setting"]["lambda"] for row in found.rows] == [0.1, 0.1]
     assert {row["pair"] for row in found.rows} == {
         "domain_0-to-domain_1",
