@@ -33,13 +33,16 @@ class ImageDataset:
     Attributes:
         name: of the source.
         images: (n, C, *spatial), intensities in [-1, 1].
-        masks: (n, *spatial); 0 background, k = `labels[k - 1]`.
-        labels: names of the foreground labels.
+        masks: (n, *spatial); 0 background, k = `labels[k - 1]`; see `no_masks`.
+        labels: names of the foreground labels; none where there are no label maps.
         ids: (n,) unique and stable.
         domains: (n,) index into `domain_names`.
         domain_names: scanner, stain, species: what images of a kind share.
-        classes: (n,) class of the whole image, -1 unknown.
+        classes: (n,) class of the whole image, an index into the source's `class_names`, -1
+            unknown.
         targets: (n,) regression target, NaN unknown.
+        findings: (n, f) whether each of the source's `finding_names` is in the image: 1, 0, NaN
+            unknown; several may be. f = 0 where there are none.
         groups: (n,) person of each image; no split cuts a group. Default: `ids`.
         attributes: further columns of a table of participants, such as sex and age, by name.
         digest: sha256 of what was read, or of the generated arrays.
@@ -57,6 +60,7 @@ class ImageDataset:
     domain_names: tuple[str, ...]
     classes: NDArray[np.int64]
     targets: NDArray[np.float64]
+    findings: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
     groups: tuple[str, ...] = ()
     attributes: Mapping[str, Column] = field(default_factory=dict)
     digest: str
@@ -65,12 +69,15 @@ class ImageDataset:
         if not self.groups:
             object.__setattr__(self, "groups", self.ids)
         n = len(self.ids)
+        if not self.findings.size:
+            object.__setattr__(self, "findings", np.zeros((n, 0)))
         lengths = {
             "masks": len(self.masks),
             "images": len(self.images),
             "domains": len(self.domains),
             "classes": len(self.classes),
             "targets": len(self.targets),
+            "findings": len(self.findings),
             "groups": len(self.groups),
             **{f"attributes[{name!r}]": len(each) for name, each in self.attributes.items()},
         }
@@ -100,6 +107,14 @@ class ImageDataset:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+def no_masks(images: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Label maps (n, *spatial) of images (n, C, *spatial) that have none: all background.
+
+    They take no memory, and cannot be written to.
+    """
+    return np.broadcast_to(np.uint8(0), (len(images), *images.shape[2:]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +154,11 @@ class DatasetSource:
         summary: one line with licence and official source.
         needs_root: whether `load` needs a folder.
         channels: C of the default options.
-        labels: foreground labels of the default options.
+        labels: foreground labels of the default options; none where there are no label maps.
+        class_names: what `ImageDataset.classes` index; none where there are no classes.
+        finding_names: of the columns of `ImageDataset.findings`.
+        target_name: what `ImageDataset.targets` are, with their unit: `age (years)`; empty: none.
+        domain_names: of the default options, where they are known without files.
         size: spatial size of the default options.
         load: `load(root, *, size, **options)`; raises InputError for missing or bad data.
         check: looks through a folder and reports; bad data never makes it raise.
@@ -165,6 +184,10 @@ class DatasetSource:
     size_of: Callable[[Mapping[str, Any]], Size] | None = None
     read: Callable[..., ReadImage] | None = None
     spacing_mm: tuple[float, ...] | None = None
+    class_names: tuple[str, ...] = ()
+    finding_names: tuple[str, ...] = ()
+    target_name: str = ""
+    domain_names: tuple[str, ...] = ()
     licence: str = ""
     citation: str = ""
 

@@ -45,7 +45,11 @@ Pair: TypeAlias = tuple[NDArray[np.float32], NDArray[np.uint8]]
 
 @dataclass(frozen=True)
 class Sample:
-    """One image of a data folder: its files, and the fields of `ImageDataset`."""
+    """One image of a data folder: its files, and the fields of `ImageDataset`.
+
+    Without a mask, `mask_path` is `image_path`: decoders are given no bytes of it, and make a map
+    of background.
+    """
 
     id: str
     image_path: Path
@@ -53,6 +57,7 @@ class Sample:
     domain: int = 0
     class_index: int = -1
     target: float = float("nan")
+    findings: tuple[float, ...] = ()
     group: str = ""
 
 
@@ -140,12 +145,9 @@ def load_stacks(
         raise InputError(listing.problems[0] + hint)
 
     def read(sample: Sample) -> tuple[Stack, list[tuple[Path, str]]]:
-        image_bytes, mask_bytes = read_bytes(sample.image_path), read_bytes(sample.mask_path)
-        hashes = [
-            (sample.image_path, _sha256(image_bytes)),
-            (sample.mask_path, _sha256(mask_bytes)),
-        ]
-        return decode(sample, image_bytes, mask_bytes, size), hashes
+        contents = [(path, read_bytes(path)) for path in _paths(sample)]
+        hashes = [(path, _sha256(data)) for path, data in contents]
+        return decode(sample, *_image_and_mask(contents), size), hashes
 
     hashes = [(path, _sha256(read_bytes(path))) for path in listing.lists]
     num_images = num_each * len(listing.samples)
@@ -172,6 +174,7 @@ def load_stacks(
         domain_names=domain_names,
         classes=np.array([sample.class_index for sample in samples], dtype=np.int64),
         targets=np.array([sample.target for sample in samples], dtype=np.float64),
+        findings=np.array([sample.findings for sample in samples], dtype=np.float64),
         groups=tuple(sample.group or sample.id for sample in samples),
         attributes={
             each: _repeated(column, num_each) for each, column in listing.attributes.items()
@@ -180,6 +183,14 @@ def load_stacks(
             name if num_each == 1 else f"{name} {num_each}", size, listing.root, hashes
         ),
     )
+
+
+def _paths(sample: Sample) -> list[Path]:
+    return list(dict.fromkeys((sample.image_path, sample.mask_path)))
+
+
+def _image_and_mask(contents: Sequence[tuple[Path, bytes]]) -> tuple[bytes, bytes]:
+    return contents[0][1], contents[1][1] if len(contents) > 1 else b""
 
 
 def _repeated(column: Column, num_each: int) -> Column:
@@ -216,7 +227,8 @@ def check_files(
 
     def problem(sample: Sample) -> str | None:
         try:
-            decode(sample, read_bytes(sample.image_path), read_bytes(sample.mask_path), size)
+            contents = [(path, read_bytes(path)) for path in _paths(sample)]
+            decode(sample, *_image_and_mask(contents), size)
         except InputError as error:
             return str(error)
         return None
