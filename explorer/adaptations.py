@@ -22,6 +22,7 @@ from explorer.points import Point
 from explorer.queries import PointTable
 from search_spaces.errors import InputError
 from search_spaces.problem import Objective
+from trainables.adaptation import domains_of
 
 Floats = NDArray[np.float64]
 Row = dict[str, Any]
@@ -61,6 +62,7 @@ class AdaptationResults:
         if not self.pairs:
             raise InputError("expected an exploration of adaptation: its trainings have no pair")
         self._tables: dict[tuple[str, tuple[str, ...], str], PointTable] = {}
+        self._judged: dict[tuple[str, str, int | None], Point | None] = {}
 
     @cached_property
     def methods(self) -> list[str]:
@@ -97,20 +99,29 @@ class AdaptationResults:
         return [p for p in points if p.conditioning.get("amount", amount) == amount]
 
     def others(self, pair: str) -> list[str]:
-        """The pairs that choose for one: all others, or itself where there is none."""
-        return [name for name in self.pairs if name != pair] or [pair]
-
-    def chosen(self, method: str, pair: str, amount: int | None) -> Point | None:
-        """A method's best point on validation of the pairs that choose for this one."""
-        name = self.objective.name
-        points = [p for p in self.points(method, self.others(pair), amount) if name in p.metrics]
-        loss = self.objective.to_loss
-        return min(points, key=lambda point: loss(point.metrics[name]), default=None)
+        """The pairs that choose for one: all of other targets, or itself where there is none."""
+        target = domains_of(pair)[1]
+        return [name for name in self.pairs if domains_of(name)[1] != target] or [pair]
 
     def judged(self, method: str, pair: str, amount: int | None) -> Point | None:
-        """The point of the chosen setting on the pair's own test images."""
-        chosen, table = self.chosen(method, pair, amount), self.table(method, [pair], split="test")
-        return None if chosen is None or table is None else table.find(chosen.conditioning)
+        """A method's point on the pair's own test images, chosen on validation of other pairs.
+
+        Settings that were not measured on test, as refined ones are not, are passed over.
+        """
+        key = (method, pair, amount)
+        if key not in self._judged:
+            self._judged[key] = self._judge(method, pair, amount)
+        return self._judged[key]
+
+    def _judge(self, method: str, pair: str, amount: int | None) -> Point | None:
+        name, loss = self.objective.name, self.objective.to_loss
+        table = self.table(method, [pair], split="test")
+        if table is None:
+            return None
+        points = [p for p in self.points(method, self.others(pair), amount) if name in p.metrics]
+        points.sort(key=lambda point: loss(point.metrics[name]))
+        found = (table.find(point.conditioning) for point in points)
+        return next((one for one in found if one is not None), None)
 
     def by_image(self, point: Point, pair: str, metric: str) -> tuple[list[str], Floats]:
         """Ids and values (i,) of the pair's test images at a setting, means over seeds."""

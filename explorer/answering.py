@@ -240,14 +240,32 @@ def images_of(exploration: Exploration, method: str | None) -> tuple[str, ...]:
 def _best_trial(exploration: Exploration, point: Point) -> str:
     if len(point.trial_ids) == 1:
         return point.trial_ids[0]
+    pairs = exploration.spec.train.grid.get("pair", ())
+    if len(pairs) > 1:
+        raise InputError(
+            f"{exploration.id}: {point.method} was trained for several pairs of domains, and a "
+            f"prediction is that of one; explore one by itself: --set train.grid.pair=[{pairs[0]}]"
+        )
     objective = exploration.objectives[0]
-    whole = exploration.points(method=point.method)
+    method, settled = point.method, _settled(exploration, point)
     losses = {}
-    for seed in whole.seeds:
-        own = exploration.points(method=point.method, seeds=(seed,))
+    for seed in exploration.points(method=method).seeds:
+        own = exploration.points(method=method, seeds=(seed,))
         there = own.find(point.conditioning) if point.metrics else None
-        value = there.metrics[objective.name] if there else np.nanmean(own.values(objective.name))
-        trial_id = (there or own.point(0)).trial_ids[0]
+        if there is not None:
+            value, trial_id = there.metrics[objective.name], there.trial_ids[0]
+        else:
+            is_near = np.ones(len(own), dtype=bool)
+            for name, x in settled.items():
+                is_near &= own.conditionings[name] == x
+            value = float(np.nanmean(own.values(objective.name)[is_near]))
+            trial_id = own.point(int(np.argmax(is_near))).trial_ids[0]
         if trial_id in point.trial_ids:
             losses[trial_id] = objective.to_loss(float(value))
     return min(losses, key=lambda trial_id: losses[trial_id])
+
+
+def _settled(exploration: Exploration, point: Point) -> dict[str, float]:
+    """What the models of a point were trained for, of its setting."""
+    names = exploration.spec.train.grid
+    return {name: float(x) for name, x in point.conditioning.items() if name in names}

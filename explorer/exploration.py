@@ -289,11 +289,17 @@ class Exploration:
         Raises:
             InputError: an unknown name, a metric or method without a gradient, or changed data.
         """
+        from explorer.models import build_trainable, method_of
+
         method, objective = method or self.spec.method, objective or self.objectives[0]
+        if method_of(self.spec, method).task == "adaptation":
+            raise InputError(
+                f"{method}: its models are judged by the images of their own target, and not by "
+                f"samples at choice; ask explorer query, or explorer analyze {self.id} lambda"
+            )
         shown = progress or ProgressReport(quiet=True)
         trial_ids = self.points(method=method, seeds=seeds).point(0).trial_ids
         shown.say(f"optimizing {self.id}")
-        from explorer.models import build_trainable, method_of
         from explorer.optimizing import Optimisation, Optimizer, frozen_models, optimize_all
         from explorer.session import candidates_of, explored_space
 
@@ -350,11 +356,18 @@ class Exploration:
         explored = Explored(
             self.id, self.spec, self.objectives, self.table(), columns_of(samples), settled
         )
+        if self.state["status"] != "finished":
+            raise InputError(
+                f"{self.id} is {self.state['status']}: analyze it once explorer resume {self.id} "
+                f"has finished it"
+            )
         found = analyse(explored, name)
         shown = progress or ProgressReport(quiet=True)
         figure = self.folder / "figures" / f"analysis-{name}.png"
         table = self.folder / "tables" / f"{name}.csv"
         with write_lock(self.folder / "lock"), tracked(self.folder, self.spec, shown), shown:
+            if isinstance(figure, Path):
+                figure.parent.mkdir(exist_ok=True)
             save_figure(found.figure, figure)
             write_bytes(table, found.to_csv().encode())
         return found, figure, table
@@ -490,9 +503,15 @@ class Exploration:
         settled = {name: conditioning[name] for name in trained if name in conditioning}
         asked = {name: x for name, x in conditioning.items() if name not in settled}
         setting = space.validate(asked)
-        missing = [name for name in trained if name not in settled]
-        if missing:
-            raise InputError(f"{missing[0]}: needed, since {method} was trained at several values")
+        for name in trained:
+            values = sorted(set(table.conditionings[name].tolist()))
+            if name not in settled and len(values) > 1:
+                told = ", ".join(f"{value:g}" for value in values)
+                raise InputError(f"{name}: needed, since {method} was trained at {told}")
+            settled.setdefault(name, values[0])
+        found = table.find({**setting, **settled})
+        if found is not None:
+            return found
         there = (table.point(index) for index in range(len(table)))
         near = next((one for one in there if settled.items() <= one.conditioning.items()), None)
         if near is None:

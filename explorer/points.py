@@ -37,7 +37,8 @@ class Point:
         metrics: means over seeds.
         standard_errors: over the images of a split, as the mean over seeds. All seeds are
             evaluated on the same images, so their errors do not average out: this is the upper
-            bound of the standard error of `metrics` over images, reached when seeds err alike.
+            bound of the standard error of `metrics` over images, reached when seeds err alike
+            (trainings for several pairs or folds, on other images, err less alike).
         seed_sd: standard deviation over seeds (n - 1 in the denominator), each the mean of its
             trainings where it has several (folds); empty for one seed.
         num_seeds: how many seeds were averaged.

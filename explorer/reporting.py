@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from explorer.comparisons import front_statistics, method_costs, method_tables
 from explorer.figures import (
@@ -124,10 +125,7 @@ def draw(
             figures_dir.mkdir(exist_ok=True)
     quality, cost = objectives[0].name, objectives[-1].name
     figures: dict[str, Figure] = {}
-    trained = {
-        name for one in records.values() if one.trial.method == main for name in one.trial.settled
-    }
-    names = [name for name in conditioning_names(columns, main) if name not in trained]
+    names = conditioning_names(columns, main)
     statistics = front_statistics(columns, method_tables(columns), objectives)
     for split in sorted(set(columns["split"].tolist())):
         points = points_as_json(columns, split)
@@ -205,10 +203,24 @@ def _identity(point: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def conditioning_names(columns: Columns, method: str) -> list[str]:
-    """Names of a method's numeric conditionings, in the order of the columns."""
+    """Names of a method's numeric conditionings, in the order of the columns.
+
+    Not those that each of its several trainings has one value of, where others vary.
+    """
     prefix, own = "conditioning/", columns["method"] == method
     numbers = [n for n in columns if n.startswith(prefix) and columns[n].dtype.kind == "f"]
-    return [n.removeprefix(prefix) for n in numbers if np.isfinite(columns[n][own]).any()]
+    numbers = [n for n in numbers if np.isfinite(columns[n][own]).any()]
+    _, codes = np.unique(columns["trial_id"][own].astype(str), return_inverse=True)
+    varying = [n for n in numbers if _varies(columns[n][own], codes)]
+    return [n.removeprefix(prefix) for n in varying or numbers]
+
+
+def _varies(values: NDArray[np.float64], trials: NDArray[np.intp]) -> bool:
+    """Whether a training has several values."""
+    low, high = (np.full(trials.max() + 1, end) for end in (np.inf, -np.inf))
+    np.minimum.at(low, trials, values)
+    np.maximum.at(high, trials, values)
+    return bool((low < high).any())
 
 
 def has_categories(columns: Columns) -> bool:

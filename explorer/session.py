@@ -111,8 +111,10 @@ def load_data(spec: ExplorationSpec) -> ImageDataset:
     indices, pairs = _chosen(spec, dataset)
     num_samples = len(pairs.get("train", indices["train"]))
     if method_of(spec, spec.method).task == "adaptation":
-        amounts = [amount for *_, amount in pairs_and_amounts(spec) if amount]
-        num_samples = min([num_samples, *amounts])
+        names = np.array(dataset.domain_names)[dataset.domains[indices["train"]]]
+        wanted = pairs_and_amounts(spec)
+        counts = [int((names == name).sum()) for *pair, _ in wanted for name in pair]
+        num_samples = min([*counts, *(amount for *_, amount in wanted if amount)])
     if num_samples < spec.train.batch_size and spec.train.steps_per_epoch is None:
         raise InputError(
             f"train.batch_size: expected at most the number of training samples, {num_samples}; "
@@ -239,11 +241,13 @@ def check_spec(spec: ExplorationSpec) -> tuple[Objective, ...]:
             raise InputError(f"explore.settings: {error}") from None
     find("samplers", spec.explore.sampler, SAMPLERS, spec.extensions)
     require_resources(spec)
-    if method_of(spec, spec.method).task == "registration" and spec.explore.racing is not None:
-        raise InputError(
-            "explore.racing: pairs share images, so that few tell less than racing takes them to; "
-            "leave it out"
-        )
+    reasons = {
+        "registration": "pairs share images, so that few tell less than racing takes them to",
+        "adaptation": "models are judged by the images of their own target, not by all",
+    }
+    reason = reasons.get(method_of(spec, spec.method).task)
+    if reason is not None and spec.explore.racing is not None:
+        raise InputError(f"explore.racing: {reason}; leave it out")
     _check_trials(spec)
     objectives = _objectives(spec, trainable)
     for method in [spec.method, *(baseline.method for baseline in spec.baselines)]:
@@ -261,6 +265,21 @@ def _check_grid(spec: ExplorationSpec) -> None:
             raise InputError(f"train.grid: {spec.method} takes none; leave it out")
         if name not in known:
             raise unknown_name("train.grid", name, list(known))
+    task = method_of(spec, spec.method).task
+    for baseline in spec.baselines:
+        if method_of(spec, baseline.method).task != task:
+            continue  # told by _check_trials
+        if set(known) and not set(method_of(spec, baseline.method).places) & set(spec.train.grid):
+            raise InputError(
+                f"baselines: {baseline.method} is trained for the others, not beside them; leave "
+                f"it out"
+            )
+        for name in (name for grid in baseline.every_grid for name in grid if name in known):
+            if name not in spec.train.grid:
+                raise InputError(
+                    f"baselines: {baseline.method}: {name} is in its grid alone; name it in "
+                    f"train.grid, for the other methods, too"
+                )
 
 
 def _check_trials(spec: ExplorationSpec) -> None:
@@ -297,8 +316,8 @@ def _check_trials(spec: ExplorationSpec) -> None:
     repeated = [name for name, n in Counter(t.trial_id for t in trials).items() if n > 1]
     if repeated:
         raise InputError(
-            f"baselines and train.learning_rate: values must differ in their first six digits, "
-            f"got {repeated[0]} twice"
+            f"baselines, train.grid and train.learning_rate: values must differ in their first six "
+            f"digits, got {repeated[0]} twice"
         )
 
 
@@ -343,7 +362,8 @@ def asked_settings(spec: ExplorationSpec) -> list[Config]:
     grid = spec.explore.settings
     if not grid:
         return []
-    return [dict(zip(grid, own, strict=True)) for own in itertools.product(*grid.values())]
+    every = [dict(zip(grid, own, strict=True)) for own in itertools.product(*grid.values())]
+    return list({setting_id(one): one for one in every}.values())
 
 
 def sampler_of(
@@ -545,13 +565,14 @@ class Session:
             if not method_of(self.spec, trial.method).is_amortised:
                 units.append(Unit(name, "val", trial_ids, ListSampler([self._setting(trial)])))
             else:
-                journal = journal_path if trial.method == self.spec.method else None
+                is_first = trial.method == self.spec.method and not any(u.settled for u in units)
+                journal = journal_path if is_first else None
                 sampler = sampler_of(self.spec, trial.method, self.objectives, journal)
                 race, settled = self._race(trial.method), self._setting(trial)
-                units.append(Unit(name, "val", trial_ids, sampler, settled, race))
-                if self.spec.explore.settings:
+                if self.spec.explore.settings:  # first: no race is to give one of them up
                     listed = ListSampler(asked_settings(self.spec))
                     units.append(Unit(f"{name}-asked", "val", trial_ids, listed, settled))
+                units.append(Unit(name, "val", trial_ids, sampler, settled, race))
         return units
 
     def _race(self, method: str) -> Race | None:

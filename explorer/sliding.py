@@ -28,7 +28,14 @@ from explorer.recent import Recent
 from explorer.registering import middle_slice, register
 from explorer.reporting import points_as_json
 from explorer.series import conditioning_axis, cost_axis, setting_of
-from explorer.session import Samples, explored_space, load_data, samples_of
+from explorer.session import (
+    Samples,
+    explored_space,
+    load_data,
+    pairs_and_amounts,
+    samples_of,
+)
+from explorer.specs import ExplorationSpec
 from explorer.store import measurements_store
 from search_spaces.space import CategoricalParameter, Config, SearchSpace
 from trainables.hypermorph import Registration
@@ -86,6 +93,18 @@ class View:
     command: str
 
 
+def _judging(spec: ExplorationSpec) -> Samples:
+    """The samples of validation by which the spec's models are judged, of all its targets."""
+    samples = samples_of(spec, load_data(spec))["val"]
+    domains = samples.arrays.domains
+    if domains is None:
+        return samples
+    targets = [target for _, target, _ in pairs_and_amounts(spec)]
+    rows = np.flatnonzero(np.isin(domains, targets))
+    ids = [samples.ids[row] for row in rows]
+    return Samples(samples.arrays.select(rows), ids, samples.indices[rows])
+
+
 class Views:
     """Samples and fronts of explorations, kept for the next look.
 
@@ -141,9 +160,7 @@ class Views:
             InputError: the data are not where the service runs, or damaged.
         """
         key = exploration.folder, exploration.state["data_digest"]
-        return self._samples.get(
-            key, lambda: samples_of(exploration.spec, load_data(exploration.spec))["val"]
-        )
+        return self._samples.get(key, lambda: _judging(exploration.spec))
 
     def front(self, exploration: Exploration) -> Front:
         """The figure of the front on validation, drawn anew once the table has grown."""
@@ -178,7 +195,9 @@ class Views:
         Raises:
             InputError: no such setting, or data or weights that are missing.
         """
-        choice = self.explorations.choose(exploration, setting)
+        own = {one.name for one in self.space(exploration)}
+        trained = {n: x for n, x in self.best(exploration).items() if n not in own}
+        choice = self.explorations.choose(exploration, {**trained, **setting})
         samples = self.samples(exploration)
         spec = exploration.spec
         trainable, network = self.explorations.predictor.network(
@@ -227,6 +246,8 @@ class Views:
             one.name: 1.0 if isinstance(one, CategoricalParameter) else one.high - one.low
             for one in self.space(exploration)
         }
+        # of other values of what was trained for nothing is near
+        scales |= {name: 1e-9 for name in setting if name not in scales}
         return table.point(int(np.nanargmin(table.distances(setting, scales))))
 
     def _position(

@@ -293,7 +293,7 @@ class BaselineSpec(Section):
 
     method: str
     grid: Grid | None = None
-    grids: tuple[Grid, ...] = ()
+    grids: tuple[Annotated[Grid, Field(min_length=1)], ...] = ()
     epochs: Count | None = None
 
     @model_validator(mode="after")

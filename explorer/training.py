@@ -360,7 +360,8 @@ def _tune_trials(
                 "folder": str(folder),
             },
             tune_config=tune.TuneConfig(
-                reuse_actors=True,
+                # on a GPU an error may stay with its process
+                reuse_actors=not spec.train.gpus_per_worker,
                 max_concurrent_trials=_num_fitting(spec) if distributed else None,
             ),
             run_config=tune.RunConfig(

@@ -147,6 +147,38 @@ def test_single_pair_chooses_for_itself():
     assert own["setting"] == {"lambda": 0.01}
 
 
+def test_settings_without_test_values_are_passed_over():
+    """As those that a query refined are."""
+    columns, samples = tables()
+    is_best = (columns["method"] == "spottunet-amortised") & (columns["conditioning/lambda"] == 0)
+    kept = ~(is_best & (columns["split"] == "test"))
+    columns = {name: own[kept] for name, own in columns.items()}
+    refined = AdaptationResults(
+        columns,
+        samples,
+        SETTLED,
+        objective=Objective("surface_dice", "maximize"),
+        main="spottunet-amortised",
+    )
+    assert refined.judged("spottunet-amortised", "a-to-b", 8).conditioning["lambda"] == 0.02
+
+
+def test_pair_with_the_same_target_does_not_choose():
+    columns, samples = tables()
+    settled = {
+        name: {**own, "pair": "c-to-b" if own["pair"] == "b-to-a" else own["pair"]}
+        for name, own in SETTLED.items()
+    }
+    both = AdaptationResults(
+        columns,
+        samples,
+        settled,
+        objective=Objective("surface_dice", "maximize"),
+        main="spottunet-amortised",
+    )
+    assert both.others("a-to-b") == ["a-to-b"]
+
+
 def test_amortised_and_trained_are_compared_at_one_lambda(results):
     rows = results.amortisation()
     assert [(r["pair"], r["amount"], r["setting"]) for r in rows] == [

@@ -83,7 +83,8 @@ def test_images_of_one_person_lie_together_and_in_one_fold():
     people = tuple(f"person {index // 6}" for index in range(len(dataset)))
     dataset = replace(dataset, groups=people)
     own = samples_of(adapting(), dataset)
-    names = [people[index] for index in own["train"].indices]
+    is_target = own["train"].arrays.domains == "domain_1"
+    names = [people[index] for index in own["train"].indices[is_target]]
     changes = sum(a != b for a, b in itertools.pairwise(names))
     assert changes == len(set(names)) - 1
     folds = own["test"].arrays.folds
@@ -117,6 +118,12 @@ def test_folds_take_turns():
             f"train={{steps_per_epoch: null, batch_size: 8, prior: {PRIOR}, grid: {FEW}}}",
             "number of training samples, 4; got 8",
         ),
+        ("explore.racing={}", "models are judged by the images of their own target"),
+        ("baselines=[{method: source}]", "source is trained for the others, not beside them"),
+        (
+            "baselines=[{method: oracle, grids: [{}]}]",
+            "grids.0: Dictionary should have at least 1 item",
+        ),
         ("model.stages=3", "model.stages: adaptation has a network of its own"),
         ("registration.radius=2", "spottunet-amortised registers nothing"),
         ("baselines=[{method: finetune-all, grid: {lambda: [0]}}]", "finetune-all takes no grid"),
@@ -133,3 +140,31 @@ def test_mistakes_of_an_adaptation_are_named(change, message):
 
     with pytest.raises(InputError, match=message):
         check(adapting(change))
+
+
+def test_amount_of_one_baseline_alone_is_refused():
+    changes = (
+        "train.grid={pair: [domain_0-to-domain_1]}",
+        "baselines=[{method: spottunet, grid: {lambda: [0.1], amount: [8]}}]",
+    )
+    with pytest.raises(InputError, match="spottunet: amount is in its grid alone"):
+        check_spec(adapting(*changes))
+
+
+def test_batch_is_of_one_domain():
+    changes = ("train.grid.amount=[0]", "train.steps_per_epoch=null", "train.batch_size=48")
+    with pytest.raises(InputError, match=r"number of training samples, 3[0-9]; got 48"):
+        load_data(adapting(*changes))
+
+
+def test_further_pair_changes_no_image_of_another():
+    few = "train.grid.pair=[domain_0-to-domain_1]"
+    more = "train.grid.pair=[domain_0-to-domain_1, domain_2-to-domain_0]"
+    own = []
+    for pairs in (few, more):
+        spec = adapting("dataset.options.num_domains=3", pairs)
+        train = samples_of(spec, load_data(spec))["train"]
+        own.append(
+            [n for n, d in zip(train.ids, train.arrays.domains, strict=True) if d == "domain_1"]
+        )
+    assert own[0] == own[1]

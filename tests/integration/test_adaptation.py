@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from explorer import open_exploration
+from explorer.answering import Explorations
 from explorer.store import samples_store
 from search_spaces.errors import InputError
 
@@ -162,6 +163,24 @@ def test_unmeasured_setting_is_that_of_one_amount(exploration):
         exploration.at({"lambda": 0.01})
     with pytest.raises(InputError, match="was not trained for amount = 9"):
         exploration.at({"lambda": 0.01, "amount": 9})
+
+
+def test_models_of_several_pairs_predict_nothing_and_are_not_optimized(explorer, runs_dir):
+    exploration = open_exploration("moved-1", runs_dir)
+    with pytest.raises(InputError, match=r"several pairs of domains.*--set train.grid.pair="):
+        Explorations(runs_dir).choose(exploration, {"lambda": 0.01, "amount": 8})
+    refused = explorer("optimize", "moved-1", "--solver", "grid", "--runs-dir", runs_dir)
+    assert refused.code == 2
+    assert "judged by the images of their own target" in refused.error
+
+
+def test_refined_answer_is_of_one_amount_and_leaves_the_analyses(explorer, runs_dir, exploration):
+    before = exploration.analyze("strategies")[0].rows
+    bounds = ("--max", "amount=8", "--min", "amount=8")
+    asked = explorer("query", "moved-1", *bounds, "--refine", "4", "--runs-dir", runs_dir, "--json")
+    assert json.loads(asked.stdout)["point"]["conditioning"]["amount"] == 8
+    assert len(exploration.points()) > NUM_POINTS["spottunet-amortised"]
+    assert exploration.analyze("strategies")[0].rows == before
 
 
 def test_network_of_an_adaptation_is_not_exported_yet(explorer, runs_dir, tmp_path):

@@ -21,8 +21,8 @@ def by_domain(
 ) -> dict[str, NDArray[np.int64]]:
     """Indices of the images of each split that are of a wanted domain.
 
-    Those to train on are in a random order that keeps people together, so that fewer are some of
-    more.
+    Those to train on are in a random order within each domain that keeps people together, so that
+    fewer are some of more.
 
     Args:
         dataset: with domains.
@@ -38,10 +38,12 @@ def by_domain(
         if name not in names:
             raise unknown_name("train.grid: pair: domain", name, names)
     used = {name: names.index(name) for *pair, _ in wanted for name in pair}
+    targets = {target for _, target, _ in wanted}
     splits = split_indices(dataset, seed=seed)
     for name, number in used.items():
         for split, own in splits.items():
-            if not (dataset.domains[own] == number).any():
+            is_needed = name in targets or split != "test"
+            if is_needed and not (dataset.domains[own] == number).any():
                 raise InputError(f"train.grid: pair: {name} has no image of split {split!r}")
     for _, target, amount in wanted:
         count = int((dataset.domains[splits["train"]] == used[target]).sum())
@@ -53,8 +55,10 @@ def by_domain(
         name: own[np.isin(dataset.domains[own], list(used.values()))]
         for name, own in splits.items()
     }
-    order = _shuffled([dataset.groups[k] for k in found["train"]], seed)
-    return {**found, "train": found["train"][order]}
+    train = [found["train"][dataset.domains[found["train"]] == k] for k in used.values()]
+    orders = [_shuffled([dataset.groups[k] for k in own], seed) for own in train]
+    shuffled = [own[order] for own, order in zip(train, orders, strict=True)]
+    return {**found, "train": np.concatenate(shuffled)}
 
 
 def _shuffled(groups: Sequence[str], seed: int) -> NDArray[np.int64]:
