@@ -1,7 +1,7 @@
 """Linear layers whose weights are generated for every sample.
 
-Source: Serebro, Riklin-Raviv, "HyDA: Hypernetworks for Test Time Domain Adaptation in Medical
-Imaging Analysis", section 3.1; initialisation: Chang, Flokas, Lipson (2020), "Principled Weight
+Source: "HyDA: Hypernetworks for Test Time Domain Adaptation in Medical Imaging Analysis", section
+3.1; initialisation: Chang, Flokas, Lipson (2020), "Principled Weight
 Initialization for Hypernetworks", section 4.
 Shapes: B samples, d numbers of an embedding, n inputs, m outputs.
 """
@@ -40,7 +40,7 @@ class HyperEmbedding(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Embeddings (B, d)."""
-        return F.relu(self.linear(F.layer_norm(features, (self.in_features,))))
+        return F.relu(self.linear(F.layer_norm(features, (self.in_features,), eps=1e-8)))
 
 
 class HyperLinear(nn.Module):
@@ -78,14 +78,14 @@ class HyperLinear(nn.Module):
 
     def weights(self, embeddings: Tensor) -> Tensor:
         """What is generated for each sample, (B, m, n + 1): weights, and the bias last."""
-        flat = self.generate(embeddings)
+        flat: Tensor = self.generate(embeddings)
         if self.bound is not None:
             flat = self.bound * torch.tanh(flat / self.bound)
         return flat.view(-1, self.out_features, self.in_features + 1)
 
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
         """Outputs (B, m) of inputs (B, n) by generated weights (B, m, n + 1)."""
-        outputs = torch.baddbmm(weights[..., -1:], weights[..., :-1], x.unsqueeze(-1))
+        outputs: Tensor = torch.baddbmm(weights[..., -1:], weights[..., :-1], x.unsqueeze(-1))
         return outputs.squeeze(-1)
 
     def extra_repr(self) -> str:
