@@ -1,0 +1,108 @@
+"""Networks from an image to a vector of features, in 2D and 3D.
+
+Shapes: B images, C channels, F features, then the spatial axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+Normalisation = Literal["batch", "instance"]
+
+
+class ConvolutionEncoder(nn.Module):
+    """Blocks of a 3-wide convolution, normalisation, activation and a halving, then a mean.
+
+    With the widths 16, 64, 128, 128, `instance` and `gelu` the one of the brain-age task.
+
+    Args:
+        channels: C.
+        widths: features of the blocks; F is the last.
+        num_dims: 2 or 3 spatial axes.
+        normalisation: `batch`, or `instance`, which leaves no statistics behind.
+        activation: `relu` or `gelu`.
+
+    Source: the authors' program of "HyDA: Hypernetworks for Test Time Domain Adaptation in Medical
+    Imaging Analysis"; Levakov et al. (2020), doi:10.1002/hbm.25011.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        widths: Sequence[int],
+        *,
+        num_dims: int = 2,
+        normalisation: Normalisation = "batch",
+        activation: Literal["relu", "gelu"] = "relu",
+    ) -> None:
+        super().__init__()
+        if num_dims not in (2, 3) or not widths:
+            raise ValueError(f"expected 2 or 3 axes and a block, got {num_dims} and {widths}")
+        self.num_features = widths[-1]
+        convolution = nn.Conv2d if num_dims == 2 else nn.Conv3d
+        pool = nn.MaxPool2d if num_dims == 2 else nn.MaxPool3d
+        blocks: list[nn.Module] = []
+        for before, width in zip((channels, *widths), widths, strict=False):
+            blocks += [
+                convolution(before, width, 3, padding=1),
+                _normalisation(normalisation, width, num_dims),
+                nn.ReLU() if activation == "relu" else nn.GELU(),
+                pool(2, ceil_mode=True),
+            ]
+        self.blocks = nn.Sequential(*blocks)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features (B, F) of images (B, C, *spatial)."""
+        return self.blocks(images).flatten(2).mean(2)  # type: ignore[no-any-return]  # torch's
+
+
+def _normalisation(kind: Normalisation, width: int, num_dims: int) -> nn.Module:
+    if kind == "batch":
+        return nn.BatchNorm2d(width) if num_dims == 2 else nn.BatchNorm3d(width)
+    norm = nn.InstanceNorm2d if num_dims == 2 else nn.InstanceNorm3d
+    return norm(width, affine=True)
+
+
+class DenseNetEncoder(nn.Module):
+    """DenseNet121 (Huang et al. 2017, arXiv:1608.06993) as MONAI has it, without its last layer."""
+
+    num_features = 1024
+
+    def __init__(self, channels: int, *, num_dims: int = 2) -> None:
+        from monai.networks.nets.densenet import DenseNet121  # slow to import
+
+        super().__init__()
+        whole = DenseNet121(spatial_dims=num_dims, in_channels=channels, out_channels=1)
+        self.features = whole.features
+        pool, flatten = whole.class_layers.pool, whole.class_layers.flatten
+        self.pool = nn.Sequential(whole.class_layers.relu, pool, flatten)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features (B, 1024) of images (B, C, *spatial)."""
+        return self.pool(self.features(images))  # type: ignore[no-any-return]  # torch's
+
+
+def _small(channels: int, *, num_dims: int = 2, **options: Any) -> ConvolutionEncoder:
+    widths = options.pop("widths", (16, 32, 64, 128))
+    return ConvolutionEncoder(channels, widths, num_dims=num_dims, **options)
+
+
+def _brain(channels: int, *, num_dims: int = 3) -> ConvolutionEncoder:
+    return ConvolutionEncoder(
+        channels,
+        (16, 64, 128, 128),
+        num_dims=num_dims,
+        normalisation="instance",
+        activation="gelu",
+    )
+
+
+# (channels, num_dims, options) -> a module with `num_features`
+ENCODERS: dict[str, Callable[..., nn.Module]] = {
+    "small": _small,
+    "brain": _brain,
+    "densenet121": DenseNetEncoder,
+}
