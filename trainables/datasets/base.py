@@ -163,6 +163,7 @@ class DatasetSource:
         load: `load(root, *, size, **options)`; raises InputError for missing or bad data.
         check: looks through a folder and reports; bad data never makes it raise.
         labels_of: the labels that these options of `load` give, where options change them.
+        class_names_of: the same of `class_names`.
         size_of: the size that these options of `load` give by default, where options change it.
         read: `read(path, data, *, size, max_pixels, **options)` makes a `ReadImage` of the content
             of one more file, exactly as `load` does; raises InputError for bad data. None: images
@@ -181,6 +182,7 @@ class DatasetSource:
     load: Callable[..., ImageDataset]
     check: Callable[[Path], DatasetReport]
     labels_of: Callable[[Mapping[str, Any]], tuple[str, ...]] | None = None
+    class_names_of: Callable[[Mapping[str, Any]], tuple[str, ...]] | None = None
     size_of: Callable[[Mapping[str, Any]], Size] | None = None
     read: Callable[..., ReadImage] | None = None
     spacing_mm: tuple[float, ...] | None = None

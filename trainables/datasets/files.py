@@ -139,10 +139,7 @@ def load_stacks(
     Raises:
         InputError: the listing has problems or no images, or a file cannot be used.
     """
-    if listing.problems:
-        more = len(listing.problems) - 1
-        hint = f" (and {more} more: explorer datasets check {name} --root DIR)" if more else ""
-        raise InputError(listing.problems[0] + hint)
+    require_no_problems(name, listing)
 
     def read(sample: Sample) -> tuple[Stack, list[tuple[Path, str]]]:
         contents = [(path, read_bytes(path)) for path in _paths(sample)]
@@ -183,6 +180,18 @@ def load_stacks(
             name if num_each == 1 else f"{name} {num_each}", size, listing.root, hashes
         ),
     )
+
+
+def require_no_problems(name: str, listing: Listing) -> None:
+    """Refuse a folder whose layout is not as it should be.
+
+    Raises:
+        InputError: the first problem, and how many there are.
+    """
+    if listing.problems:
+        more = len(listing.problems) - 1
+        hint = f" (and {more} more: explorer datasets check {name} --root DIR)" if more else ""
+        raise InputError(listing.problems[0] + hint)
 
 
 def _paths(sample: Sample) -> list[Path]:

@@ -88,7 +88,7 @@ def _listing(root: Path) -> Listing:
         if class_list.is_file():
             lists.append(class_list)
             try:
-                classes = _read_classes(class_list)
+                classes = read_classes(class_list)
             except InputError as error:
                 problems.append(str(error))
         images, masks = (
@@ -123,8 +123,12 @@ def _unpaired(folder: Path, images: set[str], masks: set[str], listed: set[str])
     ]
 
 
-def _read_classes(path: Path) -> dict[str, int]:
-    """Map each image number, written with three digits, to its class from 0."""
+def read_classes(path: Path) -> dict[str, int]:
+    """Map each image number of a class list, written with three digits, to its class from 0.
+
+    Raises:
+        InputError: the file cannot be read, or a line is none of a class list.
+    """
     classes: dict[str, int] = {}
     for line, row in enumerate(read_rows(path)[1:], start=2):
         if not any(row):
