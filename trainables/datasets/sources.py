@@ -1,6 +1,15 @@
 """The data sets that a specification can name."""
 
-from trainables.datasets import cc359, msd_hippocampus, oasis, oxford_pets, synthetic, wbc
+from trainables.datasets import (
+    brain_age,
+    cc359,
+    cxr,
+    msd_hippocampus,
+    oasis,
+    oxford_pets,
+    synthetic,
+    wbc,
+)
 from trainables.datasets.base import DatasetSource
 
 DATASETS: dict[str, DatasetSource] = {
@@ -12,5 +21,7 @@ DATASETS: dict[str, DatasetSource] = {
         oasis.SOURCE,
         msd_hippocampus.SOURCE,
         cc359.SOURCE,
+        cxr.SOURCE,
+        brain_age.SOURCE,
     )
 }

@@ -11,7 +11,16 @@ WITH_ROOT = [source for source in DATASETS.values() if source.needs_root]
 def test_sources_are_known_by_their_names():
     assert {name: source.name for name, source in DATASETS.items()} == {
         name: name
-        for name in ("synthetic", "wbc", "oxford_pets", "oasis", "msd_hippocampus", "cc359")
+        for name in (
+            "synthetic",
+            "wbc",
+            "oxford_pets",
+            "oasis",
+            "msd_hippocampus",
+            "cc359",
+            "cxr",
+            "brain_age",
+        )
     }
 
 
