@@ -1,7 +1,9 @@
 """The data sets that a specification can name."""
 
 from trainables.datasets import (
+    brain_age,
     cc359,
+    cxr,
     digits,
     leukocytes,
     msd_hippocampus,
@@ -23,5 +25,7 @@ DATASETS: dict[str, DatasetSource] = {
         cc359.SOURCE,
         digits.SOURCE,
         leukocytes.SOURCE,
+        cxr.SOURCE,
+        brain_age.SOURCE,
     )
 }

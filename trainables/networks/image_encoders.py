@@ -66,25 +66,6 @@ def _normalisation(kind: Normalisation, width: int, num_dims: int) -> nn.Module:
     return norm(width, affine=True)
 
 
-class DenseNetEncoder(nn.Module):
-    """DenseNet121 (Huang et al. 2017, arXiv:1608.06993) as MONAI has it, without its last layer."""
-
-    num_features = 1024
-
-    def __init__(self, channels: int, *, num_dims: int = 2) -> None:
-        from monai.networks.nets.densenet import DenseNet121  # slow to import
-
-        super().__init__()
-        whole = DenseNet121(spatial_dims=num_dims, in_channels=channels, out_channels=1)
-        self.features = whole.features
-        pool, flatten = whole.class_layers.pool, whole.class_layers.flatten
-        self.pool = nn.Sequential(whole.class_layers.relu, pool, flatten)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Features (B, 1024) of images (B, C, *spatial)."""
-        return self.pool(self.features(images))  # type: ignore[no-any-return]  # torch's
-
-
 def _small(channels: int, *, num_dims: int = 2, **options: Any) -> ConvolutionEncoder:
     widths = options.pop("widths", (16, 32, 64, 128))
     return ConvolutionEncoder(channels, widths, num_dims=num_dims, **options)
@@ -104,5 +85,4 @@ def _brain(channels: int, *, num_dims: int = 3) -> ConvolutionEncoder:
 ENCODERS: dict[str, Callable[..., nn.Module]] = {
     "small": _small,
     "brain": _brain,
-    "densenet121": DenseNetEncoder,
 }

@@ -20,6 +20,8 @@ def test_sources_are_known_by_their_names():
             "cc359",
             "digits",
             "leukocytes",
+            "cxr",
+            "brain_age",
         )
     }
 
