@@ -198,6 +198,10 @@ def _data_shape(spec: ExplorationSpec) -> tuple[int, tuple[str, ...], Size]:
     """Channels, labels and spatial size of the images, without reading them."""
     source, options = dataset_source(spec), spec.dataset.options
     labels = source.labels_of(options) if source.labels_of else source.labels
+    if not labels:
+        raise InputError(
+            f"dataset.name: {source.name} has no label maps, which {spec.method} is trained with"
+        )
     channels = options.get("channels", source.channels)
     if not isinstance(channels, int) or channels < 1:
         raise InputError(

@@ -168,3 +168,8 @@ def test_further_pair_changes_no_image_of_another():
             [n for n, d in zip(train.ids, train.arrays.domains, strict=True) if d == "domain_1"]
         )
     assert own[0] == own[1]
+
+
+def test_methods_that_need_label_maps_refuse_data_without():
+    with pytest.raises(InputError, match="digits has no label maps, which sshn is trained with"):
+        check_spec(load_spec("demo", ["dataset={name: digits}", "baselines=[]"]))
