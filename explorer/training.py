@@ -360,8 +360,8 @@ def _tune_trials(
                 "folder": str(folder),
             },
             tune_config=tune.TuneConfig(
-                # on a GPU an error may stay with its process
-                reuse_actors=not spec.train.gpus_per_worker,
+                # on a GPU an error may stay with its process, and processes of lost nodes are gone
+                reuse_actors=not spec.train.gpus_per_worker and _is_one_machine(),
                 max_concurrent_trials=_num_fitting(spec) if distributed else None,
             ),
             run_config=tune.RunConfig(
@@ -381,6 +381,10 @@ def _tune_trials(
     for trial in trials:
         if not (folder / trial.trial_id / "trial.json").exists():
             _record_failure(trial, folder / trial.trial_id, RunError("did not finish"))
+
+
+def _is_one_machine() -> bool:
+    return len(ray.nodes()) == 1  # type: ignore[no-untyped-call]  # ray's
 
 
 def _num_fitting(spec: ExplorationSpec) -> int:
