@@ -6,9 +6,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from explorer.extensions import find
-from explorer.specs import AdaptationSpec, ExplorationSpec, ModelSpec, RegistrationSpec, Section
+from explorer.specs import (
+    AdaptationSpec,
+    ExplorationSpec,
+    GeneralizationSpec,
+    ModelSpec,
+    RegistrationSpec,
+    Section,
+)
 from search_spaces import adaptation
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, unknown_name
 from search_spaces.registration import PARAMETERS
 from search_spaces.rescaling import rescaling_space
 from search_spaces.space import Config
@@ -16,9 +23,11 @@ from trainables.adaptation import AdaptationModel
 from trainables.base import Trainable
 from trainables.datasets.base import DatasetSource, Size
 from trainables.datasets.sources import DATASETS
+from trainables.generalization import NO_DOMAIN, GeneralizationModel, Predicted
 from trainables.hypermorph import RegistrationModel
 from trainables.methods import TRAINABLES, Method, Task
 from trainables.networks.architectures import NETWORKS
+from trainables.networks.image_encoders import ENCODERS
 from trainables.scale_space import SegmentationModel
 
 
@@ -64,8 +73,8 @@ def build_trainable(
 
 
 def _segmentation_model(spec: ExplorationSpec) -> SegmentationModel:
-    _refuse_sections(spec, registration="registers nothing", adaptation="adapts nothing")
     channels, labels, size = _data_shape(spec)
+    _refuse_sections(spec, but=())
     model, prior = spec.model, spec.train.prior
     factors = rescaling_space(num_factors=model.num_factors).names
     return SegmentationModel(
@@ -91,7 +100,7 @@ def _segmentation_model(spec: ExplorationSpec) -> SegmentationModel:
 
 def _registration_model(spec: ExplorationSpec) -> RegistrationModel:
     channels, labels, size = _data_shape(spec)
-    _refuse_sections(spec, adaptation="adapts nothing")
+    _refuse_sections(spec, but=("registration",))
     _refuse_model_keys(
         spec,
         "registration has a network of its own, set by registration.encoder_widths, "
@@ -125,7 +134,7 @@ def _registration_model(spec: ExplorationSpec) -> RegistrationModel:
 
 def _adaptation_model(spec: ExplorationSpec) -> AdaptationModel:
     channels, labels, size = _data_shape(spec)
-    _refuse_sections(spec, registration="registers nothing")
+    _refuse_sections(spec, but=("adaptation",))
     _refuse_model_keys(
         spec,
         "adaptation has a network of its own, set by model.width and adaptation.num_levels",
@@ -158,14 +167,117 @@ def _adaptation_model(spec: ExplorationSpec) -> AdaptationModel:
     )
 
 
-def _refuse_sections(spec: ExplorationSpec, **reasons: str) -> None:
-    """Sections that a task does not read must not be given."""
-    defaults: dict[str, Section] = {
-        "registration": RegistrationSpec(),
-        "adaptation": AdaptationSpec(),
+def _generalization_model(spec: ExplorationSpec) -> GeneralizationModel:
+    channels, size = _channels(spec), image_size(spec)
+    _refuse_sections(spec, but=("generalization",))
+    _refuse_model_keys(
+        spec, "generalization has networks of its own, set by generalization.network", but=set()
+    )
+    section = spec.generalization
+    networks = {"network": section.network, "reader.network": section.reader.network}
+    for place, name in networks.items():
+        if name not in ENCODERS:
+            raise unknown_name(f"generalization.{place}", name, list(ENCODERS))
+    predicts, names, unit = _predicted(spec)
+    domains = domains_of(spec)
+    held_out = spec.train.grid.get("held_out")
+    if held_out is None:
+        raise InputError(
+            "train.grid: held_out is missing; name the domains that are held out in turn, "
+            f"{{held_out: [{', '.join(domains)}]}}, or {NO_DOMAIN} for none"
+        )
+    if NO_DOMAIN in held_out and len(held_out) > 1:
+        raise InputError(
+            f"train.grid: held_out: {NO_DOMAIN} is an exploration of its own, since points are "
+            f"means over what is held out"
+        )
+    reader, mdan, tent = section.reader, section.mdan, section.tent
+    return GeneralizationModel(
+        channels=channels,
+        size=size,
+        domains=domains,
+        num_sources=len(domains) - (NO_DOMAIN not in held_out),
+        predicts=predicts,
+        names=names,
+        unit=unit,
+        backbone=section.network,
+        backbone_options=_items(section.options),
+        head_widths=section.head_widths,
+        reader=reader.network,
+        reader_options=_items(reader.options),
+        external=section.external,
+        embedding_size=reader.embedding_size,
+        bound=section.bound,
+        domain_weight=reader.domain_weight,
+        similarity_weight=reader.similarity_weight,
+        generated_weight=reader.generated_weight,
+        weight_decay=section.weight_decay,
+        reader_share=reader.pretraining,
+        confusion_weight=mdan.weight,
+        sharpness=mdan.sharpness,
+        num_steps=tent.num_steps,
+        step_size=tent.step_size,
+        adapted_batch_size=tent.batch_size,
+        allows_findings=tent.allows_findings,
+    )
+
+
+def domains_of(spec: ExplorationSpec) -> tuple[str, ...]:
+    """The domains that take part in a generalization.
+
+    Raises:
+        InputError: they are not named, and the data set has no fixed ones.
+    """
+    source = dataset_source(spec)
+    domains = spec.generalization.domains or source.domain_names
+    if not domains:
+        raise InputError(
+            f"generalization.domains: missing; which domains {source.name} has depends on its "
+            f"files, so name those that take part"
+        )
+    if len(set(domains)) != len(domains):
+        raise InputError("generalization.domains: each domain once")
+    return domains
+
+
+def _predicted(spec: ExplorationSpec) -> tuple[Predicted, tuple[str, ...], str]:
+    """What is predicted of an image, the names of that, and the unit of a number."""
+    source, options = dataset_source(spec), spec.dataset.options
+    classes = source.class_names_of(options) if source.class_names_of else source.class_names
+    target, _, unit = source.target_name.partition(" (")
+    has: dict[Predicted, tuple[str, ...]] = {
+        "class": classes,
+        "findings": source.finding_names,
+        "target": (target,) if target else (),
     }
-    for name, reason in reasons.items():
-        if getattr(spec, name) != defaults[name]:
+    known = [kind for kind, names in has.items() if names]
+    chosen = spec.generalization.predicts or next(iter(known), None)
+    if chosen not in known:
+        raise InputError(
+            f"generalization.predicts: {source.name} has {' and '.join(known) or 'none of them'}, "
+            f"got {chosen or 'none'}"
+        )
+    return chosen, has[chosen], unit.rstrip(")")
+
+
+def _items(options: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """Options that can be compared and written down; lists become tuples."""
+    plain = {n: tuple(x) if isinstance(x, list) else x for n, x in options.items()}
+    return tuple(sorted(plain.items()))
+
+
+# of one task alone: without a word of it, and what other tasks do not do
+SECTIONS: dict[str, tuple[Section, str]] = {
+    "registration": (RegistrationSpec(), "registers nothing"),
+    "adaptation": (AdaptationSpec(), "adapts nothing"),
+    "generalization": (GeneralizationSpec(), "holds no domain out"),
+}
+
+
+def _refuse_sections(spec: ExplorationSpec, *, but: tuple[str, ...]) -> None:
+    """Sections of other tasks must not be given."""
+    for name, (default, reason) in SECTIONS.items():
+        if name not in but and getattr(spec, name) != default:
             raise InputError(f"{name}: {spec.method} {reason}; leave the section out")
 
 
@@ -191,6 +303,7 @@ MODELS: dict[Task, Callable[[ExplorationSpec], Any]] = {
     "segmentation": _segmentation_model,
     "registration": _registration_model,
     "adaptation": _adaptation_model,
+    "generalization": _generalization_model,
 }
 
 
@@ -202,9 +315,13 @@ def _data_shape(spec: ExplorationSpec) -> tuple[int, tuple[str, ...], Size]:
         raise InputError(
             f"dataset.name: {source.name} has no label maps, which {spec.method} is trained with"
         )
-    channels = options.get("channels", source.channels)
+    return _channels(spec), labels, image_size(spec)
+
+
+def _channels(spec: ExplorationSpec) -> int:
+    channels = spec.dataset.options.get("channels", dataset_source(spec).channels)
     if not isinstance(channels, int) or channels < 1:
         raise InputError(
             f"dataset.options.channels: expected a whole number of at least 1, got {channels!r}"
         )
-    return channels, labels, image_size(spec)
+    return channels

@@ -300,7 +300,7 @@ class Question:
         units = torch.tensor(u, dtype=torch.float32, device=device, requires_grad=True)
         layout = memory_format(self.optimizer.channels_last, samples.images.ndim - 2)
         labels = trainable.overlapping(self.group.metric)
-        size = max(1, evaluation_batch_size(samples.masks.shape[1:]) // GRADIENT_SHARE)
+        size = max(1, evaluation_batch_size(samples.images.shape[2:]) // GRADIENT_SHARE)
         total, count = 0.0, 0
         for first in range(0, len(samples), size):
             images, masks = samples.batch(slice(first, first + size))

@@ -44,7 +44,7 @@ from explorer.measurements import (
     setting_id,
     values_by_row,
 )
-from explorer.models import build_trainable, dataset_source, image_size, method_of
+from explorer.models import build_trainable, dataset_source, domains_of, image_size, method_of
 from explorer.places import Place, written_locally
 from explorer.progress import ProgressReport
 from explorer.queries import Bound, PointTable
@@ -72,11 +72,12 @@ from explorer.training import (
 from search_spaces.errors import InputError, unknown_name
 from search_spaces.problem import Objective
 from search_spaces.space import Config, SearchSpace
-from trainables.adaptation import domains_of
+from trainables.adaptation import domains_of as domains_of_pair
 from trainables.base import Arrays, Trainable
 from trainables.datasets.base import ImageDataset, split_indices
-from trainables.datasets.domains import by_domain, folds_of
+from trainables.datasets.domains import by_domain, folds_of, with_parts
 from trainables.datasets.files import read_bytes
+from trainables.generalization import Generalization
 from trainables.datasets.pairs import draw_pairs, read_pairs
 from trainables.train_loop import validation_settings
 
@@ -115,6 +116,8 @@ def load_data(spec: ExplorationSpec) -> ImageDataset:
         wanted = pairs_and_amounts(spec)
         counts = [int((names == name).sum()) for *pair, _ in wanted for name in pair]
         num_samples = min([*counts, *(amount for *_, amount in wanted if amount)])
+    if method_of(spec, spec.method).task == "generalization":
+        num_samples = _least_sources(spec, dataset, indices["train"])
     if num_samples < spec.train.batch_size and spec.train.steps_per_epoch is None:
         raise InputError(
             f"train.batch_size: expected at most the number of training samples, {num_samples}; "
@@ -144,7 +147,7 @@ def samples_of(spec: ExplorationSpec, dataset: ImageDataset) -> dict[str, Sample
         InputError: a split is empty, or the spec's table of pairs cannot be used.
     """
     indices, pairs = _chosen(spec, dataset)
-    has_domains = method_of(spec, spec.method).task == "adaptation"
+    task = method_of(spec, spec.method).task
     samples = {}
     for name, own in indices.items():
         images, masks = dataset.images[own], dataset.masks[own]
@@ -153,10 +156,14 @@ def samples_of(spec: ExplorationSpec, dataset: ImageDataset) -> dict[str, Sample
             arrays = Arrays(images, masks, np.searchsorted(own, pairs[name]))
         else:
             ids, arrays = [dataset.ids[index] for index in own], Arrays(images, masks)
-        if has_domains:
-            domains = np.array(dataset.domain_names)[dataset.domains[own]]
+        if task in ("adaptation", "generalization"):
+            arrays = replace(arrays, domains=np.array(dataset.domain_names)[dataset.domains[own]])
+        if task == "adaptation":
             folds = folds_of([dataset.groups[k] for k in own], dataset.domains[own].tolist())
-            arrays = replace(arrays, domains=domains, folds=folds)
+            arrays = replace(arrays, folds=folds)
+        if task == "generalization":
+            values, parts = _whole_images(spec, dataset)
+            arrays = replace(arrays, folds=parts[own], values=values[own])
         samples[name] = Samples(arrays, ids, own)
     return samples
 
@@ -182,6 +189,9 @@ def _chosen(
     task = method_of(spec, spec.method).task
     if task == "adaptation":
         return by_domain(dataset, pairs_and_amounts(spec), seed=seed), {}
+    if task == "generalization":
+        is_known = np.isfinite(_predicted(spec, dataset)).any(axis=1)
+        return with_parts(dataset, domains_of(spec), is_known, seed=seed)[0], {}
     if task != "registration":
         return split_indices(dataset, seed=seed), {}
     if section.pairs is not None:
@@ -192,11 +202,65 @@ def _chosen(
     return indices, draw_pairs(indices, num_pairs=section.num_pairs, seed=seed, domains=domains)
 
 
+def _predicted(spec: ExplorationSpec, dataset: ImageDataset) -> NDArray[np.float64]:
+    """What is predicted of each image, (n, v), NaN unknown."""
+    trainable = build_trainable(spec)
+    assert isinstance(trainable, Generalization)
+    if trainable.model.predicts == "findings":
+        return dataset.findings
+    if trainable.model.predicts == "target":
+        return dataset.targets[:, None]
+    return np.where(dataset.classes < 0, np.nan, dataset.classes)[:, None]
+
+
+def _whole_images(
+    spec: ExplorationSpec, dataset: ImageDataset
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Of each image the values that are learned, see `Arrays`, and the part that it is in."""
+    predicted, domains = _predicted(spec, dataset), domains_of(spec)
+    is_known = np.isfinite(predicted).any(axis=1)
+    _, parts = with_parts(dataset, domains, is_known, seed=spec.dataset.split_seed)
+    positions = [domains.index(n) if n in domains else -1 for n in dataset.domain_names]
+    columns = [np.array(positions, dtype=np.float64)[dataset.domains, None], predicted]
+    return np.concatenate(columns, axis=1).astype(np.float32), parts
+
+
+def _least_sources(
+    spec: ExplorationSpec, dataset: ImageDataset, train: NDArray[np.int64]
+) -> int:
+    """Images to train on, with the domain held out that leaves fewest.
+
+    Raises:
+        InputError: no source has a class, or a finding that is both there and not.
+    """
+    names = np.array(dataset.domain_names)[dataset.domains[train]]
+    values = _predicted(spec, dataset)[train]
+    trainable = build_trainable(spec)
+    assert isinstance(trainable, Generalization)
+    model = trainable.model
+    counts = []
+    for held_out in spec.train.grid["held_out"]:
+        own = values[names != held_out]
+        counts.append(len(own))
+        for k, name in enumerate(model.names):
+            if model.predicts == "target":
+                continue
+            is_class = model.predicts == "class"
+            is_there = own[:, 0] == k if is_class else own[:, k] == 1
+            if not is_there.any() or (not is_class and not (own[:, k] == 0).any()):
+                raise InputError(
+                    f"train.grid: held_out: without {held_out} no image to train on tells "
+                    f"{name!r}{'' if is_class else ' from its absence'}; leave it out, or take "
+                    f"domains that have it"
+                )
+    return min(counts)
+
+
 def pairs_and_amounts(spec: ExplorationSpec) -> list[tuple[str, str, int]]:
     """Source, target and images to train on, 0 for all, of every training of an adaptation."""
     methods = [spec.method, *(baseline.method for baseline in spec.baselines)]
     trials = trials_of(spec, seeds=(0,), rates=dict.fromkeys(methods, (0.0,)))
-    found = [(*domains_of(t.settled["pair"]), int(t.settled.get("amount", 0))) for t in trials]
+    found = [(*domains_of_pair(t.settled["pair"]), int(t.settled.get("amount", 0))) for t in trials]
     return list(dict.fromkeys(found))
 
 
@@ -244,6 +308,7 @@ def check_spec(spec: ExplorationSpec) -> tuple[Objective, ...]:
     reasons = {
         "registration": "pairs share images, so that few tell less than racing takes them to",
         "adaptation": "models are judged by the images of their own target, not by all",
+        "generalization": "models are judged by the images of their own domains, not by all",
     }
     reason = reasons.get(method_of(spec, spec.method).task)
     if reason is not None and spec.explore.racing is not None:

@@ -384,11 +384,11 @@ class Adaptation(Trainable):
         )
 
     def begin(
-        self, module: nn.Module, weights: Mapping[str, Tensor], data: Mapping[str, Arrays]
+        self, module: nn.Module, weights: Mapping[str, Tensor] | None, data: Mapping[str, Arrays]
     ) -> None:
         assert isinstance(module, AdaptedUNet)
-        if self.strategy.domain == "folds":
-            return  # it learns from the target domain alone
+        if weights is None or self.strategy.domain == "folds":
+            return  # it learns from one domain alone
         prefix = "network."
         module.begin(
             {n.removeprefix(prefix): t for n, t in weights.items() if n.startswith(prefix)}

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from search_spaces.problem import Problem
-from search_spaces.space import Config
+from search_spaces.space import Config, SearchSpace
 
 Precision = Literal["float32", "bf16"]
-Optimizer = Literal["adam", "sgd"]
+Optimizer = Literal["adam", "adamw", "sgd"]
 Schedule = Literal["cosine", "step", "constant"]
 
 
@@ -32,7 +32,10 @@ class Arrays:
         masks: (m, *spatial) labels.
         pairs: (n, 2) indices of a moving and a fixed image each; None: every image is a sample.
         domains: (n,) names of where the images come from; None: that makes no difference.
-        folds: (n,) of a cross-validation, 0 to 2, those of one person alike; None: there is none.
+        folds: (n,) parts, 0 to 2, into which those of one person fall together: of a
+            cross-validation, or of the split; None: there are none.
+        values: (m, v) numbers of whole images, NaN unknown, which are learned instead of label
+            maps: position of the domain, then what is predicted; None: label maps are.
     """
 
     images: NDArray[np.float32]
@@ -40,6 +43,12 @@ class Arrays:
     pairs: NDArray[np.int64] | None = None
     domains: NDArray[np.str_] | None = None
     folds: NDArray[np.int64] | None = None
+    values: NDArray[np.float32] | None = None
+
+    @property
+    def truth(self) -> NDArray[Any]:
+        """What is learned of each image: (m, *spatial) labels, or (m, v) numbers."""
+        return self.masks if self.values is None else self.values
 
     def __len__(self) -> int:
         return len(self.images if self.pairs is None else self.pairs)
@@ -48,18 +57,20 @@ class Arrays:
         """Some of the samples; `rows` is whatever indexes an array."""
         if self.pairs is not None:
             return Arrays(self.images, self.masks, self.pairs[rows])
-        domains, folds = (None if own is None else own[rows] for own in (self.domains, self.folds))
-        return Arrays(self.images[rows], self.masks[rows], domains=domains, folds=folds)
+        columns = {"domains": self.domains, "folds": self.folds, "values": self.values}
+        own: dict[str, Any] = {n: x[rows] for n, x in columns.items() if x is not None}
+        return Arrays(self.images[rows], self.masks[rows], **own)
 
     def joined(self, other: Arrays) -> Arrays:
-        """These samples, which are images, and then others."""
-        images = np.concatenate([self.images, other.images])
-        return Arrays(images, np.concatenate([self.masks, other.masks]))
+        """These samples, which are images, and then others; of both what both have."""
+        names = ("images", "masks", "domains", "folds", "values")
+        both = {name: (getattr(self, name), getattr(other, name)) for name in names}
+        return Arrays(**{n: np.concatenate(x) for n, x in both.items() if x[0] is not None})
 
-    def batch(self, rows: Any) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        """Images (B, C, *spatial) and masks (B, *spatial) of some samples; see `gather`."""
-        images, masks = gather(self.images, self.masks, self.pairs, rows)
-        return images, masks
+    def batch(self, rows: Any) -> tuple[NDArray[np.float32], NDArray[Any]]:
+        """Images (B, C, *spatial) of some samples, and their truth; see `gather`."""
+        images, truth = gather(self.images, self.truth, self.pairs, rows)
+        return images, truth
 
 
 def gather(images: Any, masks: Any, pairs: Any, rows: Any) -> tuple[Any, Any]:
@@ -135,7 +146,8 @@ class TrainConfig:
         steps_per_epoch: of a pass; where the images do not suffice, they come again in another
             order. None: a pass ends with the last whole batch.
         batch_size: images per step, over all workers together; an incomplete batch is left out.
-        optimizer: `adam`, or `sgd` with Nesterov's momentum.
+        optimizer: `adam`, `adamw` (weight decay apart from the gradient), or `sgd` with Nesterov's
+            momentum.
         learning_rate: at the start.
         betas: of Adam; the first is the momentum of SGD.
         schedule: of the learning rate: `cosine` to zero over all epochs, `step` to a tenth after
@@ -190,7 +202,7 @@ class Trainable(Protocol):
         advice: what else may help when the loss is no number.
 
     Registration is given pairs: images (n, 2 C, *spatial) and masks (n, 2, *spatial), moving then
-    fixed.
+    fixed. Where whole images are judged, masks are numbers (n, v) of them; see `Arrays`.
     """
 
     method: str
@@ -207,15 +219,23 @@ class Trainable(Protocol):
         """Which (n,) of the samples this model is judged by."""
         return np.ones(len(samples), dtype=bool)
 
+    @property
+    def drawn(self) -> SearchSpace:
+        """The conditionings that training draws and that its validation looks at."""
+        return self.problem.space.conditioning
+
     def build(self, seed: int) -> nn.Module:
         """A freshly initialised module; the seed alone decides its weights."""
         ...
 
     def begin(
-        self, module: nn.Module, weights: Mapping[str, Tensor], data: Mapping[str, Arrays]
+        self, module: nn.Module, weights: Mapping[str, Tensor] | None, data: Mapping[str, Arrays]
     ) -> None:
-        """Give a fresh module what an earlier training has learned, by name, and its images."""
-        raise TypeError(f"{self.method} starts from no other training")
+        """Give a fresh module what it takes from all images there are, and from `weights`, what an
+        earlier training has learned, by name, where it starts from one.
+        """  # noqa: D205
+        if weights is not None:
+            raise TypeError(f"{self.method} starts from no other training")
 
     def parameter_groups(self, module: nn.Module) -> list[ParameterGroup]:
         """What is trained, and how."""
@@ -240,6 +260,12 @@ class Trainable(Protocol):
     def evaluate(self, network: nn.Module, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
         """Values (n,) per metric and label of a materialised network; NaN where undefined."""
         ...
+
+    def measured(
+        self, values: dict[str, NDArray[np.float64]], samples: Arrays
+    ) -> dict[str, NDArray[np.float64]]:
+        """The metrics (n,) of samples, of what `evaluate` told of each: as a rule the same."""
+        return values
 
     def costs(self, conditioning: Config) -> dict[str, float]:
         """The problem's known costs of one image, computed without running the model."""

@@ -8,11 +8,15 @@ torch's own counter.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+from torch import Tensor, nn
+
 BYTES_PER_ELEMENT = 4
+LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 Rounding = Literal["round", "ceil"]
 Size = tuple[int, ...]
 
@@ -57,3 +61,45 @@ def rescaled_size(size: Sequence[int], factor: float, *, rounding: Rounding = "r
         return tuple(max(1, round(length * factor)) for length in size)
     # 100 * 0.07 is 7.000000000000001: without the inner rounding it would become 8
     return tuple(max(1, math.ceil(round(length * factor, 9))) for length in size)
+
+
+def traced(module: nn.Module, image_shape: Sequence[int]) -> list[Operation]:
+    """The convolutions and linear layers of a module without storage, as it runs through them.
+
+    Nothing is computed: the tensors have sizes alone. What a layer needs in memory is taken to be
+    its input, its output and the image, which is right for modules that go from layer to layer.
+
+    Args:
+        module: on the device `meta`.
+        image_shape: (C, *spatial).
+    """
+    found: list[Operation] = []
+    num_pixels = math.prod(image_shape)
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            taken = sum(x.numel() for x in inputs)
+            own = getattr(layer, "macs", None) or output[0, 0].numel() * _weights(layer)
+            live = taken + output.numel() + (num_pixels if taken != num_pixels else 0)
+            found.append(Operation(name, own, live, tuple(output.shape[2:])))
+
+        return hook
+
+    handles = [
+        layer.register_forward_hook(note(name))
+        for name, layer in module.named_modules()
+        if isinstance(layer, LAYERS) or hasattr(layer, "macs")
+    ]
+    try:
+        module.eval()(torch.empty(1, *image_shape, device="meta"))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _weights(layer: nn.Module) -> int:
+    """Multiply-adds for one position of the output: a use of every weight."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight.numel()

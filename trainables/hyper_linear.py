@@ -76,6 +76,11 @@ class HyperLinear(nn.Module):
             self.generate.weight.normal_(0, spread, generator=generator)
             self.generate.bias.zero_()
 
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of one sample, without those that generate its weights."""
+        return self.in_features * self.out_features
+
     def weights(self, embeddings: Tensor) -> Tensor:
         """What is generated for each sample, (B, m, n + 1): weights, and the bias last."""
         flat: Tensor = self.generate(embeddings)

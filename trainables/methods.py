@@ -10,10 +10,11 @@ from typing import Any, Literal
 from search_spaces.space import Config
 from trainables.adaptation import STRATEGIES, Adaptation, domains_of
 from trainables.base import Trainable
+from trainables.generalization import APPROACHES, Generalization
 from trainables.hypermorph import Registration
 from trainables.scale_space import ScaleSpaceSegmentation
 
-Task = Literal["segmentation", "registration", "adaptation"]
+Task = Literal["segmentation", "registration", "adaptation", "generalization"]
 # (the model of its task, setting unless amortised)
 Constructor = Callable[[Any, Config | None], Trainable]
 
@@ -25,8 +26,8 @@ class Method:
     Attributes:
         construct: makes the trainable of a model, and of a setting unless it is amortised.
         is_amortised: one training serves every conditioning; otherwise each takes its own.
-        task: which model it is given: a `SegmentationModel`, `RegistrationModel` or
-            `AdaptationModel`.
+        task: which model it is given: a `SegmentationModel`, `RegistrationModel`,
+            `AdaptationModel` or `GeneralizationModel`.
         parameters: names that the grid of a method that is not amortised must have, if they are
             not all conditionings of the explored one.
         places: names of the exploration's own grid at whose every value it is trained.
@@ -43,6 +44,10 @@ class Method:
     places: tuple[str, ...] = ()
     replicates: tuple[str, ...] = ()
     start: Callable[[Config], tuple[str, Config]] | None = None
+
+
+def _erm_of(settled: Config) -> tuple[str, Config]:
+    return "erm", settled
 
 
 def _source_of(settled: Config) -> tuple[str, Config]:
@@ -69,5 +74,17 @@ TRAINABLES: dict[str, Method] = {
             start=_source_of if own.domain == "target" else None,
         )
         for name, own in STRATEGIES.items()
+    },
+    **{
+        name: Method(
+            partial(Generalization, name),
+            is_amortised=own.approach == "read",
+            task="generalization",
+            parameters=(),
+            places=own.places,
+            replicates=("held_out",),
+            start=_erm_of if own.approach == "entropy" else None,
+        )
+        for name, own in APPROACHES.items()
     },
 }

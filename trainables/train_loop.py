@@ -105,8 +105,7 @@ def train(
     if config.num_threads is not None and context.device == "cpu":
         torch.set_num_threads(config.num_threads)
     training = _Training(trainable, data, config, context)
-    if start is not None:
-        training.begin(start, everything)
+    training.begin(start, everything)
     return training.run()
 
 
@@ -122,7 +121,7 @@ class _Training:
     ) -> None:
         self.trainable, self.config, self.context = trainable, config, context
         self.data = data
-        self.space = trainable.problem.space.conditioning
+        self.space = trainable.drawn
         self.device = torch.device(context.device)
         self.memory_format = memory_format(config.channels_last, data["train"].images.ndim - 2)
         self.bare = trainable.build(config.seed)
@@ -150,11 +149,13 @@ class _Training:
         ]
         if config.optimizer == "sgd":
             return torch.optim.SGD(groups, momentum=config.betas[0], nesterov=True, fused=True)
-        return torch.optim.Adam(groups, betas=config.betas, fused=True)
+        adam = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+        return adam(groups, betas=config.betas, fused=True)
 
-    def begin(self, weights: Mapping[str, Tensor], data: Mapping[str, Arrays]) -> None:
-        """Start from what an earlier training has learned."""
-        self.start = hashlib.sha256(save(dict(weights))).hexdigest()
+    def begin(self, weights: Mapping[str, Tensor] | None, data: Mapping[str, Arrays]) -> None:
+        """Start from what an earlier training has learned, or from nothing."""
+        if weights is not None:
+            self.start = hashlib.sha256(save(dict(weights))).hexdigest()
         self.trainable.begin(self.bare, weights, data)
 
     def run(self) -> TrainResult:
@@ -168,10 +169,10 @@ class _Training:
             return self._result()
         data = self.data["train"]
         images = torch.from_numpy(data.images).to(self.device)
-        masks = torch.from_numpy(data.masks).to(self.device)
+        truth = torch.from_numpy(data.truth).to(self.device)
         pairs = None if data.pairs is None else torch.from_numpy(data.pairs).to(self.device)
         while self.epoch < self.config.epochs and not self._is_stalled():
-            loss = self._train_epoch(images, masks, pairs)
+            loss = self._train_epoch(images, truth, pairs)
             self.epoch += 1
             last = self.epoch == self.config.epochs
             if last or self.epoch % self.config.validate_every == 0:
@@ -212,14 +213,14 @@ class _Training:
                 break
         return stage.name
 
-    def _train_epoch(self, images: Tensor, masks: Tensor, pairs: Tensor | None) -> float:
+    def _train_epoch(self, images: Tensor, truth: Tensor, pairs: Tensor | None) -> float:
         config, context = self.config, self.context
         assert self.optimizer is not None
         self.module.train()
         stage, losses, drawn = self._stage(), [], []
         for step, rows in self._batches(len(self.data["train"])):
-            x, y = gather(images, masks, pairs, rows)
-            x, y = augment(x, y.long(), config.augment, (config.seed, step))
+            x, y = gather(images, truth, pairs, rows)
+            x, y = augment(x, _usable(y), config.augment, (config.seed, step))
             x, y = x[context.rank :: context.world_size], y[context.rank :: context.world_size]
             x = x.contiguous(memory_format=self.memory_format)
             conditioning = draw(
@@ -538,11 +539,13 @@ def augment(
 
     Args:
         images: (B, C, *spatial).
-        masks: (B, *spatial), or (B, 2, *spatial) of pairs, which are turned together.
+        masks: (B, *spatial), or (B, 2, *spatial) of pairs, which are turned together; numbers
+            (B, v) of whole images stay as they are.
         names: any of `flip` and `transpose`; the latter acts on the last two axes when equal.
         key: (seed, step).
     """
     generator = np.random.default_rng((*key, 3))
+    has_maps = masks.dim() > 2
 
     def chosen(like: Tensor) -> Tensor:
         return torch.from_numpy(coins).to(like.device).view(-1, *[1] * (like.dim() - 1))
@@ -551,12 +554,19 @@ def augment(
         for axis in range(-(images.dim() - 2), 0):
             coins = generator.random(len(images)) < 0.5
             images = torch.where(chosen(images), images.flip(axis), images)
-            masks = torch.where(chosen(masks), masks.flip(axis), masks)
+            if has_maps:
+                masks = torch.where(chosen(masks), masks.flip(axis), masks)
     if "transpose" in names and images.shape[-1] == images.shape[-2]:
         coins = generator.random(len(images)) < 0.5
         images = torch.where(chosen(images), images.transpose(-1, -2), images)
-        masks = torch.where(chosen(masks), masks.transpose(-1, -2), masks)
+        if has_maps:
+            masks = torch.where(chosen(masks), masks.transpose(-1, -2), masks)
     return images, masks
+
+
+def _usable(truth: Tensor) -> Tensor:
+    """Labels as indices; numbers of whole images as they are."""
+    return truth if truth.is_floating_point() else truth.long()
 
 
 def evaluate_setting(
@@ -592,7 +602,9 @@ def evaluate_network(
     channels_last: bool = False,
     batch_size: int | None = None,
 ) -> dict[str, NDArray[np.float64]]:
-    """Values (n,) per metric and label of every sample; they pass in batches in their order.
+    """Values (n,) per metric and label of samples, which pass in batches in their order.
+
+    A metric of whole images may depend on all that are given; see `Trainable.measured`.
 
     Args:
         trainable: knows its metrics.
@@ -604,18 +616,19 @@ def evaluate_network(
         batch_size: images at a time; by default `evaluation_batch_size`.
     """
     layout = memory_format(channels_last, data.images.ndim - 2)
-    size = batch_size or evaluation_batch_size(data.masks.shape[1:])
+    size = batch_size or evaluation_batch_size(data.images.shape[2:])
     parts: dict[str, list[Tensor]] = {}
     with torch.inference_mode():
         for start in range(0, len(data), size):
-            images, masks = data.batch(slice(start, start + size))
+            images, truth = data.batch(slice(start, start + size))
             x = torch.from_numpy(images).to(device).contiguous(memory_format=layout)
-            y = torch.from_numpy(masks).to(device).long()
+            y = _usable(torch.from_numpy(truth).to(device))
             with autocast(device, precision):
                 values = trainable.evaluate(network, x, y)
             for name, value in values.items():
                 parts.setdefault(name, []).append(value.double().cpu())
-    return {name: torch.cat(values).numpy() for name, values in parts.items()}
+    joined = {name: torch.cat(values).numpy() for name, values in parts.items()}
+    return trainable.measured(joined, data)
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:

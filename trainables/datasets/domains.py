@@ -1,4 +1,4 @@
-"""Which images of a data set a network is trained on and adapted to.
+"""Which images of which domains a network is trained on, adapted to and judged by.
 
 A pair is (source, target), two domains of the data set.
 """
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.errors import InputError, unknown_name
-from trainables.datasets.base import ImageDataset, split_indices
+from trainables.datasets.base import SPLIT_PERCENTAGES, ImageDataset, split_indices
 
 NUM_FOLDS = 3  # of a cross-validation
 
@@ -81,3 +81,44 @@ def folds_of(groups: Sequence[str], domains: Sequence[int]) -> NDArray[np.int64]
         numbers[key] = counts.get(key[0], 0) % NUM_FOLDS
         counts[key[0]] = counts.get(key[0], 0) + 1
     return np.array([numbers[key] for key in keys], dtype=np.int64)
+
+
+def with_parts(
+    dataset: ImageDataset, names: Sequence[str], is_known: NDArray[np.bool_], *, seed: int
+) -> tuple[dict[str, NDArray[np.int64]], NDArray[np.int64]]:
+    """Indices of the images of each split that are of the domains named, and each image's part.
+
+    The split `test` has all of them, in a random order: of a domain that is held out, those that
+    would have been trained on are as unseen as the others.
+
+    Args:
+        dataset: with domains.
+        names: of the domains that take part.
+        is_known: (n,) images of which it is known what is predicted; others are left out.
+        seed: of the split and the order.
+
+    Returns:
+        Indices by split, and for each of the n images the position of its split among them.
+
+    Raises:
+        InputError: a domain that there is not, or that a split has no image of.
+    """
+    known = list(dataset.domain_names)
+    for name in names:
+        if name not in known:
+            raise unknown_name("generalization.domains", name, known)
+    numbers = [known.index(name) for name in names]
+    is_used = is_known & np.isin(dataset.domains, numbers)
+    splits = split_indices(dataset, seed=seed)
+    parts = np.zeros(len(dataset), dtype=np.int64)
+    chosen = {}
+    for number, split in enumerate(SPLIT_PERCENTAGES):
+        parts[splits[split]] = number
+        chosen[split] = own = splits[split][is_used[splits[split]]]
+        for name, domain in zip(names, numbers, strict=True):
+            if not (dataset.domains[own] == domain).any():
+                raise InputError(
+                    f"generalization.domains: {name} has no image of split {split!r}; leave it out"
+                )
+    everything = np.concatenate(list(chosen.values()))
+    return {**chosen, "test": np.random.default_rng((seed, 6)).permutation(everything)}, parts

@@ -40,7 +40,9 @@ from trainables.datasets.nifti import read_unit_volume
 
 SIZE = (64, 64)
 NUM_LABELS = 4
-NUM_CLASSES = 3
+NUM_DOMAINS = 4
+CLASS_NAMES = ("below", "right", "left")  # of structure 1, where a lobe grows
+NUM_CLASSES = len(CLASS_NAMES)
 
 # Shares of the half image, chosen so that a small network neither fails nor saturates.
 _BODY_RADIUS = 0.82
@@ -67,7 +69,7 @@ def load(
     size: Sequence[int] = SIZE,
     num_images: int = 400,
     num_labels: int = NUM_LABELS,
-    num_domains: int = 4,
+    num_domains: int = NUM_DOMAINS,
     seed: int = 0,
     channels: int = 1,
 ) -> ImageDataset:
@@ -389,5 +391,8 @@ SOURCE = DatasetSource(
     check=check,
     labels_of=_labels_of_options,
     read=read,
+    class_names=CLASS_NAMES,
+    target_name="size",
+    domain_names=tuple(f"domain_{index}" for index in range(NUM_DOMAINS)),
     licence="none needed: generated",
 )

@@ -66,6 +66,30 @@ def _normalisation(kind: Normalisation, width: int, num_dims: int) -> nn.Module:
     return norm(width, affine=True)
 
 
+class DenseEncoder(nn.Module):
+    """MONAI's DenseNet121 without its last layer; weights are not pre-trained.
+
+    Args:
+        channels: C.
+        num_dims: 2 or 3 spatial axes.
+
+    Source: Huang et al. (2017), arXiv:1608.06993.
+    """
+
+    def __init__(self, channels: int, *, num_dims: int = 2) -> None:
+        super().__init__()
+        from monai.networks.nets import DenseNet121  # takes seconds
+
+        network = DenseNet121(spatial_dims=num_dims, in_channels=channels, out_channels=1)
+        self.num_features = network.class_layers.out.in_features
+        self.features = network.features
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features (B, F) of images (B, C, *spatial), at least 32 pixels along each axis."""
+        features: Tensor = self.features(images)
+        return nn.functional.relu(features).flatten(2).mean(2)
+
+
 def _small(channels: int, *, num_dims: int = 2, **options: Any) -> ConvolutionEncoder:
     widths = options.pop("widths", (16, 32, 64, 128))
     return ConvolutionEncoder(channels, widths, num_dims=num_dims, **options)
@@ -81,8 +105,13 @@ def _brain(channels: int, *, num_dims: int = 3) -> ConvolutionEncoder:
     )
 
 
+def _densenet121(channels: int, *, num_dims: int = 2) -> DenseEncoder:
+    return DenseEncoder(channels, num_dims=num_dims)
+
+
 # (channels, num_dims, options) -> a module with `num_features`
 ENCODERS: dict[str, Callable[..., nn.Module]] = {
     "small": _small,
     "brain": _brain,
+    "densenet121": _densenet121,
 }
