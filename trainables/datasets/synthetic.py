@@ -3,7 +3,8 @@
 One template holds K structures in groups of four: an organ, its core, a twin of the organ with the
 same intensity elsewhere, and a thin ring; and a decoy that looks like the twin but is background.
 So fine detail and wide context both matter. Every image deforms that template, which makes labels
-correspond between images; domains differ in the intensity of each tissue, as scanners do.
+correspond between images; domains differ in the intensity of each tissue, as scanners do, or in how
+a scanner is calibrated.
 
 Only elementwise arithmetic, square roots and sums of a few terms are used, so that the same options
 give the same bits on every machine, whatever its number of threads.
@@ -41,8 +42,12 @@ from trainables.datasets.nifti import read_unit_volume
 SIZE = (64, 64)
 NUM_LABELS = 4
 NUM_DOMAINS = 4
-CLASS_NAMES = ("below", "right", "left")  # of structure 1, where a lobe grows
-NUM_CLASSES = len(CLASS_NAMES)
+NUM_CLASSES = 3
+CONTRAST, CALIBRATION = "contrast", "calibration"
+CLASS_NAMES = {
+    CONTRAST: ("below", "right", "left"),  # of structure 1, where a lobe grows
+    CALIBRATION: ("low", "medium", "high"),  # uptake of structure 1
+}
 
 # Shares of the half image, chosen so that a small network neither fails nor saturates.
 _BODY_RADIUS = 0.82
@@ -50,6 +55,12 @@ _RING_HALF_WIDTH = 0.17
 _SIZE_SPREAD = 0.16
 _AFFINE = 0.12
 _DISPLACEMENT = 0.16
+
+# Of `calibration`: uptake of structure 1, its intensity without any, and in the first and the last
+# domain the intensity of one unit and that of what lies outside the body.
+_UPTAKE, _UPTAKE_SPREAD, _NO_UPTAKE = 0.8, 0.6, -0.6
+_GAINS = (1.0, 0.5)
+_REFERENCES = (-0.95, -0.65)
 
 _MAX_VALUES = 2**31
 
@@ -72,20 +83,26 @@ def load(
     num_domains: int = NUM_DOMAINS,
     seed: int = 0,
     channels: int = 1,
+    shift: str = CONTRAST,
 ) -> ImageDataset:
     """Generate images; the first m of `num_images` do not depend on how many there are.
 
-    Classes tell on which of three sides of structure 1 a lobe grows. Targets are the size of
-    structure 1, uniform with mean 0 and variance 1. Domains take turns.
+    Domains take turns. Where they differ by `contrast`, classes tell on which of three sides of
+    structure 1 a lobe grows, and targets are its size, uniform with mean 0 and variance 1: what an
+    image shows means the same everywhere. Where they differ by `calibration`, structure 1 takes
+    something up, and its intensity is that times a gain which falls from domain to domain, as the
+    intensity outside the body rises; targets are the uptake, with mean 0 and variance 1, and
+    classes its thirds: the same intensity means another uptake in every domain.
 
     Args:
         root: not used.
         size: two or three spatial axes.
         num_images: how many.
         num_labels: K, from 1 to 64.
-        num_domains: kinds of contrast.
+        num_domains: kinds of contrast, or calibrations.
         seed: draws the template, the contrasts and every image.
         channels: C; each has its own contrasts.
+        shift: how domains differ, `contrast` or `calibration`.
 
     Raises:
         InputError: an option is outside its range.
@@ -108,8 +125,10 @@ def load(
         raise InputError(
             f"dataset 'synthetic': num_images x channels x size is above {_MAX_VALUES} values"
         )
+    class_names_of({"shift": shift})
     template = _template(np.random.default_rng([seed, 0]), size, num_labels)
-    means = _tissue_means(np.random.default_rng([seed, 1]), template, num_domains, channels)
+    num_contrasts = num_domains if shift == CONTRAST else 1
+    means = _tissue_means(np.random.default_rng([seed, 1]), template, num_contrasts, channels)
     images = np.empty((num_images, channels, *size), dtype=np.float32)
     masks = np.empty((num_images, *size), dtype=np.uint8)
     classes = np.empty(num_images, dtype=np.int64)
@@ -119,9 +138,16 @@ def load(
         rng = np.random.default_rng([seed, 2, index])
         classes[index] = rng.integers(NUM_CLASSES)
         targets[index] = math.sqrt(3) * rng.uniform(-1, 1)
-        masks[index], tissues = _anatomy(rng, template, classes[index], targets[index])
-        images[index] = _render(rng, tissues, means[domains[index]])
-    digest = hashlib.sha256(repr((size, num_labels, num_domains, num_images)).encode())
+        size_change = targets[index] if shift == CONTRAST else 0.0
+        masks[index], tissues = _anatomy(rng, template, classes[index], size_change)
+        if shift == CONTRAST:
+            own = means[domains[index]]
+        else:
+            own = _calibrated(means[0], domains[index] / max(1, num_domains - 1), targets[index])
+            classes[index] = min(int((targets[index] / math.sqrt(3) + 1) / 2 * 3), 2)
+        images[index] = _render(rng, tissues, own)
+    made = (size, num_labels, num_domains, num_images, *([] if shift == CONTRAST else [shift]))
+    digest = hashlib.sha256(repr(made).encode())
     for array in (images, masks, classes, targets):
         digest.update(array.tobytes())
     return ImageDataset(
@@ -255,6 +281,15 @@ def _tissue_means(
     return np.concatenate([outside, means], axis=-1).astype(np.float32)
 
 
+def _calibrated(means: Floats, place: float, target: float) -> Floats:
+    """Intensities (C, tissues) at a place in [0, 1] between the first domain and the last."""
+    gain, reference = (low + place * (high - low) for low, high in (_GAINS, _REFERENCES))
+    uptake = _UPTAKE + _UPTAKE_SPREAD * target / math.sqrt(3)
+    own = means.copy()
+    own[:, _OUTSIDE], own[:, _ORGAN] = reference, _NO_UPTAKE + gain * uptake
+    return own
+
+
 def _anatomy(
     rng: np.random.Generator, template: _Template, class_index: int, target: float
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -380,6 +415,20 @@ def _labels_of_options(options: Mapping[str, Any]) -> tuple[str, ...]:
     return labels_of(num_labels)
 
 
+def class_names_of(options: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the classes that these options of `load` give.
+
+    Raises:
+        InputError: an unknown shift.
+    """
+    shift = options.get("shift", CONTRAST)
+    if not isinstance(shift, str) or shift not in CLASS_NAMES:
+        raise InputError(
+            f"dataset 'synthetic': shift must be one of {', '.join(CLASS_NAMES)}, got {shift!r}"
+        )
+    return CLASS_NAMES[shift]
+
+
 SOURCE = DatasetSource(
     name="synthetic",
     summary="invented body sections, generated on the fly; no files, no licence needed",
@@ -391,8 +440,9 @@ SOURCE = DatasetSource(
     check=check,
     labels_of=_labels_of_options,
     read=read,
-    class_names=CLASS_NAMES,
-    target_name="size",
+    class_names=CLASS_NAMES[CONTRAST],
+    class_names_of=class_names_of,
+    target_name="target",
     domain_names=tuple(f"domain_{index}" for index in range(NUM_DOMAINS)),
     licence="none needed: generated",
 )
