@@ -10,16 +10,21 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from explorer.adaptation_figures import against_blocks, against_price, in_words, on_network, violins
 from explorer.adaptations import AdaptationResults, Row
+from explorer.generalization_figures import along_lines, at_test_time, bars, neighbours
+from explorer.generalizations import EVERY, GeneralizationResults
 from explorer.measurements import Columns
-from explorer.models import build_trainable, method_of
+from explorer.models import build_trainable, domains_of, method_of
 from explorer.specs import ExplorationSpec
 from search_spaces.errors import InputError, unknown_name
 from search_spaces.problem import Objective
 from search_spaces.space import Config
 from trainables.adaptation import Adaptation
+from trainables.base import Arrays
+from trainables.generalization import domain_features
 
 NUM_ERRORS = 1.0  # standard errors within which a method is as good as another
 
@@ -77,6 +82,8 @@ class Explored:
         columns: the measurements, one array per column.
         samples: values per image of the test split, likewise; empty before it was evaluated.
         settled: what each trial was trained for, by its id.
+        module: the frozen module of a trial, by its id.
+        images: the splits, read from the data set.
     """
 
     exploration_id: str
@@ -85,6 +92,8 @@ class Explored:
     columns: Columns
     samples: Columns
     settled: Mapping[str, Config]
+    module: Callable[[str], Any]
+    images: Callable[[], Mapping[str, Arrays]]
 
 
 def analyses_of(spec: ExplorationSpec) -> dict[str, str]:
@@ -219,7 +228,142 @@ def _matched_notes(rows: Sequence[Row]) -> Iterator[str]:
         )
 
 
+def _generalization(explored: Explored) -> GeneralizationResults:
+    quality = explored.objectives[0]
+    values = explored.samples[f"metric/{quality.name}"]
+    trials = explored.samples["trial_id"][np.isfinite(values)]
+    ids = explored.samples["sample_id"][np.isfinite(values)]
+    num_judged = {str(t): len(np.unique(ids[trials == t])) for t in np.unique(trials)}
+    return GeneralizationResults(
+        explored.columns,
+        explored.settled,
+        num_judged=num_judged,
+        objective=quality,
+        main=explored.spec.method,
+        domains=domains_of(explored.spec),
+    )
+
+
+def _domains(explored: Explored) -> Analysis:
+    results = _generalization(explored)
+    rows, quality = results.domains_table(), results.objective
+    by = "held_out" if results.holds_out else "domain"
+    notes = []
+    for row in rows:
+        if row[by] == EVERY and row["gain"] is not None:
+            error = row["gain_error"]
+            spread = "" if error is None else f" ± {error:.4f} over seeds"
+            notes.append(
+                f"{row['method']} is {row['gain']:+.4f}{spread} in {quality.name} better than erm, "
+                f"mean over {len(results.judged)} domains"
+            )
+    notes.append(
+        "settings are chosen on validation images of the domains that were trained on; rows are "
+        "means over seeds on test images"
+    )
+    figure = bars(rows, metric=quality.name, main=results.main, by=by)
+    return Analysis(rows, notes, figure)
+
+
+def _test_time(explored: Explored) -> Analysis:
+    results = _generalization(explored)
+    quality = results.objective.name
+    shown = ("macs", "parameters", "gradient_steps", "latency_ms", "train_s")
+    every = [row for row in results.domains_table() if EVERY in row.values()]
+    base = next((row for row in every if row["method"] == "erm"), None)
+    rows = []
+    for row in every:
+        own: Row = {"method": row["method"], quality: row[quality], "error": row["error"]}
+        own |= {name: row[name] for name in shown}
+        if base is not None:
+            own["added_parameters"] = row["parameters"] - base["parameters"]
+            own["times_erm"] = row["latency_ms"] / base["latency_ms"]
+        rows.append(own)
+    notes = ["latency_ms is processor time per image in the batches of an evaluation"]
+    return Analysis(rows, notes, at_test_time(rows, metric=quality, main=results.main))
+
+
+def _interpolation(explored: Explored) -> Analysis:
+    results = _generalization(explored)
+    rows, quality = results.interpolation(), results.objective.name
+    if not rows:
+        raise InputError(f"{explored.exploration_id}: {results.main} has no embedding to move")
+    by = "held_out" if results.holds_out else "domain"
+    read = {
+        row[by]: row[quality] for row in results.domains_table() if row["method"] == results.main
+    }
+    notes = []
+    for domain in results.judged:
+        best = max((row for row in rows if row[by] == domain), key=lambda row: float(row["gain"]))
+        error = best["gain_error"]
+        spread = "" if error is None else f" ± {error:.4f}"
+        notes.append(
+            f"{domain}: best on test {best['from']} to {best['to']}, t = {best['t']:g}, "
+            f"{best['gain']:+.4f}{spread} against the embedding that is read"
+        )
+    figure = along_lines(rows, metric=quality, by=by, read=read)
+    return Analysis(rows, notes, figure)
+
+
+def _features(explored: Explored) -> Analysis:
+    """Domain features of one model for each domain held out, of the first seed."""
+    results, data = _generalization(explored), explored.images()
+    chosen = dict(results.chosen(results.main))
+    places, names, rows = {}, {}, []
+    for domain in results.judged if results.holds_out else results.judged[:1]:
+        trial_id = next(
+            trial
+            for trial, settled in explored.settled.items()
+            if trial.startswith(f"{results.main}-")
+            and (not results.holds_out or settled["held_out"] == domain)
+            and chosen.items() <= settled.items()
+        )
+        features = domain_features(explored.module(trial_id), data["test"].images)
+        held_out = domain if results.holds_out else "nothing"
+        places[held_out] = _in_two_dimensions(features)
+        names[held_out] = np.asarray(data["test"].domains)
+        rows.append(
+            {"held_out": held_out, "trial_id": trial_id, **_purity(features, names[held_out])}
+        )
+    notes = [
+        "a domain's value is the share of its images whose five nearest neighbours, among the "
+        "features themselves, are of it, on average"
+    ]
+    return Analysis(rows, notes, neighbours(places, names))
+
+
+def _in_two_dimensions(features: NDArray[np.float64]) -> NDArray[np.float64]:
+    """t-SNE; van der Maaten, Hinton (2008)."""
+    from sklearn.manifold import TSNE
+
+    perplexity = min(30.0, (len(features) - 1) / 3)
+    places: NDArray[np.float64] = TSNE(
+        perplexity=perplexity, init="pca", random_state=0
+    ).fit_transform(features)
+    return places
+
+
+def _purity(features: NDArray[np.float64], names: NDArray[Any]) -> dict[str, float]:
+    """Share of the five nearest neighbours of each domain's images that are of that domain."""
+    from scipy.spatial import KDTree
+
+    num = min(6, len(features))
+    _, near = KDTree(features).query(features, k=num)
+    shares = (names[near[:, 1:]] == names[:, None]).mean(axis=1)
+    return {str(name): float(shares[names == name].mean()) for name in np.unique(names)}
+
+
 ANALYSES: dict[str, _Named] = {
+    "domains": _Named(
+        "every method with each domain held out, over seeds; bars", "generalization", _domains
+    ),
+    "cost": _Named("what a prediction costs each method", "generalization", _test_time),
+    "interpolation": _Named(
+        "quality along the lines between embeddings of domains", "generalization", _interpolation
+    ),
+    "features": _Named(
+        "domain features in two dimensions, with the domain held out", "generalization", _features
+    ),
     "strategies": _Named(
         "every method at every amount, settings chosen on other pairs; violins",
         "adaptation",

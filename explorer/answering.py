@@ -238,6 +238,11 @@ def images_of(exploration: Exploration, method: str | None) -> tuple[str, ...]:
 
 
 def _best_trial(exploration: Exploration, point: Point) -> str:
+    if task_of(exploration, point.method) == "generalization":
+        raise InputError(
+            f"{exploration.id}: {point.method} tells of whole images, which cannot be asked for "
+            f"one by one yet; ask explorer query or explorer analyze"
+        )
     if len(point.trial_ids) == 1:
         return point.trial_ids[0]
     pairs = exploration.spec.train.grid.get("pair", ())

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from explorer.optimizing import Optimisation
     from explorer.registering import RegisteredPairs
     from explorer.registry import Registered
+    from trainables.base import Arrays
     from trainables.datasets.base import ImageDataset
 
 MAX_POINT_TABLES = 8  # of a method, split and seeds; the newest are kept for further questions
@@ -292,10 +293,12 @@ class Exploration:
         from explorer.models import build_trainable, method_of
 
         method, objective = method or self.spec.method, objective or self.objectives[0]
-        if method_of(self.spec, method).task == "adaptation":
+        advice = {"adaptation": "lambda", "generalization": "interpolation"}
+        name = advice.get(method_of(self.spec, method).task)
+        if name is not None:
             raise InputError(
-                f"{method}: its models are judged by the images of their own target, and not by "
-                f"samples at choice; ask explorer query, or explorer analyze {self.id} lambda"
+                f"{method}: its models are judged by images of their own domains, and not by "
+                f"samples at choice; ask explorer query, or explorer analyze {self.id} {name}"
             )
         shown = progress or ProgressReport(quiet=True)
         trial_ids = self.points(method=method, seeds=seeds).point(0).trial_ids
@@ -349,12 +352,20 @@ class Exploration:
         """
         from explorer.analyses import Explored, analyse
         from explorer.reporting import save_figure
+        from explorer.training import trained_model
 
         samples = samples_store(self.folder).load()
         samples = samples.filter(samples["split"].to_numpy() == "test")
         settled = {trial["trial_id"]: trial["settled"] for trial in self.trials()}
         explored = Explored(
-            self.id, self.spec, self.objectives, self.table(), columns_of(samples), settled
+            self.id,
+            self.spec,
+            self.objectives,
+            self.table(),
+            columns_of(samples),
+            settled,
+            module=lambda trial_id: trained_model(self.folder / "trials" / trial_id, self.spec)[1],
+            images=self._images,
         )
         if self.state["status"] != "finished":
             raise InputError(
@@ -371,6 +382,13 @@ class Exploration:
             save_figure(found.figure, figure)
             write_bytes(table, found.to_csv().encode())
         return found, figure, table
+
+    def _images(self) -> dict[str, Arrays]:
+        """The splits, of the data that was explored."""
+        from explorer.session import samples_of
+
+        dataset = _unchanged_data(self, ProgressReport(quiet=True))
+        return {n: own.arrays for n, own in samples_of(self.spec, dataset).items()}
 
     def registered_pairs(
         self, *, split: str = "val", method: str | None = None, seed: int | None = None

@@ -15,7 +15,7 @@ from explorer.specs import (
     Section,
 )
 from search_spaces import adaptation
-from search_spaces.errors import InputError, unknown_name
+from search_spaces.errors import InputError
 from search_spaces.registration import PARAMETERS
 from search_spaces.rescaling import rescaling_space
 from search_spaces.space import Config
@@ -27,7 +27,7 @@ from trainables.generalization import NO_DOMAIN, GeneralizationModel, Predicted
 from trainables.hypermorph import RegistrationModel
 from trainables.methods import TRAINABLES, Method, Task
 from trainables.networks.architectures import NETWORKS
-from trainables.networks.image_encoders import ENCODERS
+from trainables.networks.image_encoders import require_encoder
 from trainables.scale_space import SegmentationModel
 
 
@@ -174,10 +174,10 @@ def _generalization_model(spec: ExplorationSpec) -> GeneralizationModel:
         spec, "generalization has networks of its own, set by generalization.network", but=set()
     )
     section = spec.generalization
-    networks = {"network": section.network, "reader.network": section.reader.network}
-    for place, name in networks.items():
-        if name not in ENCODERS:
-            raise unknown_name(f"generalization.{place}", name, list(ENCODERS))
+    encoders = {"": (section.network, section.options)}
+    encoders["reader."] = (section.reader.network, section.reader.options)
+    for place, (name, options) in encoders.items():
+        require_encoder(f"generalization.{place}", name, dict(_items(options)), num_dims=len(size))
     predicts, names, unit = _predicted(spec)
     domains = domains_of(spec)
     held_out = spec.train.grid.get("held_out")
@@ -254,8 +254,8 @@ def _predicted(spec: ExplorationSpec) -> tuple[Predicted, tuple[str, ...], str]:
     chosen = spec.generalization.predicts or next(iter(known), None)
     if chosen not in known:
         raise InputError(
-            f"generalization.predicts: {source.name} has {' and '.join(known) or 'none of them'}, "
-            f"got {chosen or 'none'}"
+            f"generalization.predicts: {source.name} has {' and '.join(known) or 'nothing of it'}, "
+            f"of class, findings and target; got {chosen or 'none'}"
         )
     return chosen, has[chosen], unit.rstrip(")")
 

@@ -77,8 +77,8 @@ from trainables.base import Arrays, Trainable
 from trainables.datasets.base import ImageDataset, split_indices
 from trainables.datasets.domains import by_domain, folds_of, with_parts
 from trainables.datasets.files import read_bytes
-from trainables.generalization import Generalization
 from trainables.datasets.pairs import draw_pairs, read_pairs
+from trainables.generalization import Generalization
 from trainables.train_loop import validation_settings
 
 MANY_PARTS = 200  # slower to load than one
@@ -190,7 +190,7 @@ def _chosen(
     if task == "adaptation":
         return by_domain(dataset, pairs_and_amounts(spec), seed=seed), {}
     if task == "generalization":
-        is_known = np.isfinite(_predicted(spec, dataset)).any(axis=1)
+        is_known = _is_known(_predicted(spec, dataset))
         return with_parts(dataset, domains_of(spec), is_known, seed=seed)[0], {}
     if task != "registration":
         return split_indices(dataset, seed=seed), {}
@@ -213,21 +213,24 @@ def _predicted(spec: ExplorationSpec, dataset: ImageDataset) -> NDArray[np.float
     return np.where(dataset.classes < 0, np.nan, dataset.classes)[:, None]
 
 
+def _is_known(predicted: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Images (n,) of which anything is known that is predicted."""
+    return np.asarray(np.isfinite(predicted).any(axis=1))
+
+
 def _whole_images(
     spec: ExplorationSpec, dataset: ImageDataset
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Of each image the values that are learned, see `Arrays`, and the part that it is in."""
     predicted, domains = _predicted(spec, dataset), domains_of(spec)
-    is_known = np.isfinite(predicted).any(axis=1)
-    _, parts = with_parts(dataset, domains, is_known, seed=spec.dataset.split_seed)
+    seed = spec.dataset.split_seed
+    _, parts = with_parts(dataset, domains, _is_known(predicted), seed=seed)
     positions = [domains.index(n) if n in domains else -1 for n in dataset.domain_names]
     columns = [np.array(positions, dtype=np.float64)[dataset.domains, None], predicted]
     return np.concatenate(columns, axis=1).astype(np.float32), parts
 
 
-def _least_sources(
-    spec: ExplorationSpec, dataset: ImageDataset, train: NDArray[np.int64]
-) -> int:
+def _least_sources(spec: ExplorationSpec, dataset: ImageDataset, train: NDArray[np.int64]) -> int:
     """Images to train on, with the domain held out that leaves fewest.
 
     Raises:

@@ -46,6 +46,7 @@ from trainables.networks.hyda import (
     Reading,
 )
 from trainables.networks.image_encoders import ENCODERS
+from trainables.train_loop import evaluation_batch_size
 
 Predicted = Literal["class", "findings", "target"]
 Approach = Literal["none", "read", "confuse", "entropy"]
@@ -146,24 +147,21 @@ APPROACHES: dict[str, Approaching] = {
 
 
 def external_layers(value: object, num_layers: int) -> tuple[int, ...]:
-    """Numbers of layers that are written as `1+2`, `3` or `none`.
+    """Numbers of layers that are written as `layer1+layer2`, `layer3` or `none`.
 
     Raises:
         InputError: they are written otherwise, or there are not so many layers.
     """
-    is_number = isinstance(value, float | int) and not isinstance(value, bool)
-    text = f"{value:g}" if is_number else str(value)
-    if text == "none":
+    if value == "none":
         return ()
-    parts = text.split("+")
-    numbers = [int(part) for part in parts if part.isascii() and part.isdigit()]
-    is_whole = len(numbers) == len(parts) and len(set(numbers)) == len(numbers)
-    if not is_whole or not all(1 <= number <= num_layers for number in numbers):
+    names = {f"layer{number}": number for number in range(1, num_layers + 1)}
+    parts = str(value).split("+")
+    if len(set(parts)) < len(parts) or not set(parts) <= names.keys():
         raise InputError(
-            f"external: expected none or different layers of the head, of 1 to {num_layers}, "
-            f"joined by +, such as {num_layers} or 1+{num_layers}, got {value!r}"
+            f"external: expected none or different layers of the head, joined by +, of "
+            f"{', '.join(names)}; got {value!r}"
         )
-    return tuple(sorted(numbers))
+    return tuple(sorted(names[part] for part in parts))
 
 
 class Predictor(nn.Module):
@@ -244,7 +242,7 @@ class AdaptingPredictor(Predictor):
         for _ in range(self.num_steps):
             scores: Tensor = self.network(images).scores
             self.optimizer.zero_grad(set_to_none=True)
-            self._entropy(scores.float()).backward()  # type: ignore[no-untyped-call]  # torch's
+            self._entropy(scores.float()).backward()
             self.optimizer.step()
         return scores.detach()
 
@@ -307,7 +305,7 @@ class Generalization(Trainable):
         if self.held_out not in (NO_DOMAIN, *model.domains):
             raise unknown_name("held_out", self.held_out, [*model.domains, NO_DOMAIN])
         self.sources = tuple(name for name in model.domains if name != self.held_out)
-        if len(self.sources) < 2:
+        if min(len(self.sources), model.num_sources) < 2:
             raise InputError(
                 f"generalization.domains: expected at least two besides the one held out, got "
                 f"{', '.join(self.sources) or 'none'}"
@@ -397,22 +395,24 @@ class Generalization(Trainable):
         return own
 
     def _is_source(self, samples: Arrays) -> NDArray[np.bool_]:
-        return np.isin(np.asarray(samples.domains), self.sources)
+        is_source: NDArray[np.bool_] = np.isin(np.asarray(samples.domains), self.sources)
+        return is_source
 
     def _is_given(self, samples: Arrays) -> NDArray[np.bool_]:
         """The part of the domain held out whose images, without labels, `mdan` is given."""
-        is_target: NDArray[np.bool_] = np.asarray(samples.domains) == self.held_out
-        return is_target & (np.asarray(samples.folds) != TRAIN_PART)
+        is_given: NDArray[np.bool_] = np.asarray(samples.domains) == self.held_out
+        is_given &= np.asarray(samples.folds) != TRAIN_PART
+        return is_given
 
     def judged_by(self, samples: Arrays, split: str) -> NDArray[np.bool_]:
         """On validation the sources; on test the part of the domain held out that no method saw."""
         if split != "test":
             return self._is_source(samples)
-        folds = np.asarray(samples.folds)
-        if self.held_out == NO_DOMAIN:
-            return self._is_source(samples) & (folds == TEST_PART)
-        is_target: NDArray[np.bool_] = np.asarray(samples.domains) == self.held_out
-        return is_target & (folds == TRAIN_PART)
+        is_new = self.held_out != NO_DOMAIN
+        is_own: NDArray[np.bool_] = np.asarray(samples.domains) == self.held_out
+        is_own = is_own if is_new else self._is_source(samples)
+        is_own &= np.asarray(samples.folds) == (TRAIN_PART if is_new else TEST_PART)
+        return is_own
 
     def build(self, seed: int) -> GeneralizingModule:
         generator = torch.Generator().manual_seed(seed)
@@ -423,7 +423,7 @@ class Generalization(Trainable):
 
     @property
     def num_outputs(self) -> int:
-        """k."""
+        """Classes, findings, or one number."""
         return len(self.model.names)
 
     def _network(self, generator: torch.Generator) -> ConditionedNetwork:
@@ -644,6 +644,24 @@ class Generalization(Trainable):
 
     def sizes(self, conditioning: Config) -> dict[str, list[int]]:
         return {"image": list(self.model.size)}
+
+
+def domain_features(module: nn.Module, images: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Features (n, g) that the domain encoder of a trained module reads from images.
+
+    Raises:
+        InputError: it has no such encoder.
+    """
+    assert isinstance(module, GeneralizingModule)
+    reader = module.network.reader
+    if reader is None:
+        raise InputError("features: this method reads no domain; ask of hyda")
+    size = evaluation_batch_size(images.shape[2:])
+    with torch.inference_mode():
+        batches = torch.from_numpy(images).split(size)
+        features = torch.cat([reader(batch).features for batch in batches])
+    found: NDArray[np.float64] = features.double().numpy()
+    return found
 
 
 class _Scaled(Predictor):

@@ -6,7 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from explorer.session import check_spec, load_data, samples_of, standard_error
+from explorer.session import (
+    _least_sources,
+    check_spec,
+    load_data,
+    samples_of,
+    standard_error,
+)
 from explorer.specs import load_spec
 from search_spaces.errors import InputError
 from trainables.datasets.domains import folds_of
@@ -173,3 +179,74 @@ def test_further_pair_changes_no_image_of_another():
 def test_methods_that_need_label_maps_refuse_data_without():
     with pytest.raises(InputError, match="digits has no label maps, which sshn is trained with"):
         check_spec(load_spec("demo", ["dataset={name: digits}", "baselines=[]"]))
+
+
+def generalizing(*changes):
+    small = ("dataset={name: synthetic, size: [16, 16], options: {num_images: 80}}", *changes)
+    return load_spec("hyda-demo", small)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("train.grid={}", r"train.grid: held_out is missing; name the domains .* \[domain_0, "),
+        ("train.grid.held_out=[moon]", "held_out 'moon'; known: domain_0, domain_1"),
+        ("train.grid.held_out=[none, domain_0]", "none is an exploration of its own"),
+        ("train.grid.external=[layer3]", "external: expected none or different layers of the head"),
+        ("train.grid.colour=[red]", "train.grid 'colour'; known: domain_weight, .*held_out"),
+        ("generalization.domains=[domain_0, domain_1]", "at least two besides the one held out"),
+        ("generalization.domains=[domain_0, domain_1, moon]", "moon"),
+        ("generalization.domains=[domain_0, domain_0, domain_1]", "each domain once"),
+        ("generalization.predicts=findings", "synthetic has class and target, of .*; got findings"),
+        ("generalization.predicts=target", "tent: a number has no entropy"),
+        ("generalization.network=vgg", "generalization.network 'vgg'; known: brain, densenet121"),
+        ("generalization.external=[5]", r"layers of 1 to 2, got \[5\]"),
+        ("generalization.options={depth: 3}", "generalization.options of small: .*'depth'"),
+        ("generalization.options={widths: []}", "generalization.options of small: .*a block"),
+        ("model.width=8", "generalization.network"),
+        ("adaptation.num_levels=2", "hyda adapts nothing"),
+        ("explore.racing={}", "images of their own domains"),
+        ("baselines=[{method: erm, grid: {held_out: [domain_0]}}]", "erm takes no grid"),
+        ("dataset.options.shift=colour", "shift must be one of contrast, calibration"),
+        ("dataset={name: wbc}", "wbc has nothing of it, of class, .*; got class"),
+        ("dataset={name: digits}", "generalization.domains: missing; which domains digits has"),
+        ("train.batch_size=60", "number of training samples, 38; got 60"),
+    ],
+)
+def test_mistakes_of_a_generalization_are_named(change, message):
+    def check(spec):
+        check_spec(spec)
+        load_data(spec)
+
+    with pytest.raises(InputError, match=message):
+        check(generalizing(change))
+
+
+def test_class_that_no_source_has_is_refused_by_name():
+    spec = generalizing()
+    dataset = load_data(spec)
+    is_third = dataset.domains == 3
+    classes = np.where(is_third, dataset.classes, np.minimum(dataset.classes, 1))
+    with pytest.raises(InputError, match="without domain_3 no image to train on tells 'left'"):
+        _least_sources(spec, replace(dataset, classes=classes), np.arange(len(dataset)))
+
+
+def test_test_split_holds_every_image_once_with_its_part():
+    spec = generalizing()
+    dataset = load_data(spec)
+    samples = samples_of(spec, dataset)
+    assert sorted(samples["test"].ids) == sorted(dataset.ids)
+    by_id = dict(zip(samples["test"].ids, samples["test"].arrays.folds, strict=True))
+    for number, split in enumerate(("train", "val")):
+        assert {by_id[name] for name in samples[split].ids} == {number}
+    values = samples["train"].arrays.values
+    indices = [dataset.ids.index(name) for name in samples["train"].ids]
+    assert values[:, 0].tolist() == dataset.domains[indices].tolist()
+    assert values[:, 1].tolist() == dataset.classes[indices].tolist()
+
+
+def test_images_of_domains_that_do_not_take_part_are_left_out():
+    spec = generalizing("generalization.domains=[domain_3, domain_1, domain_0]")
+    samples = samples_of(spec, load_data(spec))["train"].arrays
+    assert set(samples.domains) == {"domain_0", "domain_1", "domain_3"}
+    assert set(samples.values[samples.domains == "domain_3", 0]) == {0}

@@ -175,7 +175,8 @@ def test_malformed_set_is_refused(change, message):
         (
             "epoch=1",
             "epoch",
-            "name, method, dataset, model, registration, adaptation, train, explore, baselines",
+            "name, method, dataset, model, registration, adaptation, generalization, train, "
+            "explore, baselines",
         ),
         ("train.epoch=1", "train.epoch", "epochs, steps_per_epoch, batch_size, optimizer"),
         ("dataset.sizes=1", "dataset.sizes", "name, root, size, split_seed, options"),
@@ -351,7 +352,7 @@ def test_folder_is_no_spec(tmp_path):
     [
         (
             "method=shn",
-            "unknown method 'shn'; known: film, finetune-all, .*sshn, stochastic, voxelmorph",
+            "unknown method 'shn'; known: erm, film, finetune-all, .*sshn, stochastic, voxelmorph",
         ),
         ("dataset.name=mnist", "unknown data set 'mnist'; known: .*synthetic"),
         (

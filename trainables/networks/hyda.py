@@ -8,6 +8,7 @@ embedding, S source domains, k outputs.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -141,7 +142,7 @@ class Head(nn.Module):
             HyperLinear(before, after, embedding_size, bound=bound, generator=generator)
             if number in external
             else nn.Linear(before, after)
-            for number, (before, after) in enumerate(zip(sizes, sizes[1:], strict=False), start=1)
+            for number, (before, after) in enumerate(pairwise(sizes), start=1)
         )
 
     def forward(self, x: Tensor, embedding: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -5,10 +5,13 @@ Shapes: B images, C channels, F features, then the spatial axes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
+
+from search_spaces.errors import InputError, unknown_name
 
 Normalisation = Literal["batch", "instance"]
 
@@ -78,10 +81,10 @@ class DenseEncoder(nn.Module):
 
     def __init__(self, channels: int, *, num_dims: int = 2) -> None:
         super().__init__()
-        from monai.networks.nets import DenseNet121  # takes seconds
+        from monai.networks.nets.densenet import DenseNet121  # takes seconds
 
         network = DenseNet121(spatial_dims=num_dims, in_channels=channels, out_channels=1)
-        self.num_features = network.class_layers.out.in_features
+        self.num_features = int(network.class_layers.out.in_features)  # type: ignore[arg-type, union-attr]  # a linear layer
         self.features = network.features
 
     def forward(self, images: Tensor) -> Tensor:
@@ -115,3 +118,20 @@ ENCODERS: dict[str, Callable[..., nn.Module]] = {
     "brain": _brain,
     "densenet121": _densenet121,
 }
+
+
+def require_encoder(place: str, name: str, options: Mapping[str, Any], *, num_dims: int) -> None:
+    """Refuse what cannot be built; nothing is stored.
+
+    Raises:
+        InputError: at `place` an unknown name, or options that the encoder does not take.
+    """
+    if name not in ENCODERS:
+        raise unknown_name(f"{place}network", name, list(ENCODERS))
+    if not options:
+        return
+    try:
+        with torch.device("meta"):
+            ENCODERS[name](1, num_dims=num_dims, **options)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{place}options of {name}: {error}") from None

@@ -1,4 +1,5 @@
 import io
+import itertools
 from pathlib import Path
 
 import nibabel
@@ -173,3 +174,29 @@ def test_a_volume_of_an_image_gives_that_image_again():
 def test_files_cannot_hold_any_number_of_channels():
     with pytest.raises(InputError, match="no file holds 2 channels of 2 axes"):
         synthetic.SOURCE.read(Path("image"), b"", size=(8, 8), channels=2)
+
+
+def test_calibration_moves_the_intensity_of_one_uptake_from_domain_to_domain():
+    data = synthetic.load(
+        size=(32, 32), num_images=400, num_labels=1, num_domains=4, shift="calibration"
+    )
+    assert data.classes.min() == 0
+    assert data.classes.max() == 2
+    assert np.corrcoef(data.classes, data.targets)[0, 1] > 0.9
+    slopes, outside = [], []
+    for domain in range(4):
+        own = np.flatnonzero(data.domains == domain)
+        inside = [data.images[k, 0][data.masks[k] == 1].mean() for k in own]
+        slopes.append(np.polyfit(data.targets[own], inside, 1)[0])
+        outside.append(np.median(data.images[own, 0, :2, :2]))
+    assert all(a > b for a, b in itertools.pairwise(slopes))
+    assert slopes[3] == pytest.approx(slopes[0] / 2, rel=0.25)
+    assert all(a < b for a, b in itertools.pairwise(outside))
+
+
+def test_contrast_is_the_default_shift_and_unchanged():
+    plain, named = synthetic.load(num_images=4), synthetic.load(num_images=4, shift="contrast")
+    assert plain.digest == named.digest
+    assert plain.digest != synthetic.load(num_images=4, shift="calibration").digest
+    with pytest.raises(InputError, match="shift must be one of contrast, calibration"):
+        synthetic.load(num_images=4, shift="other")
