@@ -147,7 +147,7 @@ APPROACHES: dict[str, Approaching] = {
 
 
 def external_layers(value: object, num_layers: int) -> tuple[int, ...]:
-    """Numbers of layers that are written as `layer1+layer2`, `layer3` or `none`.
+    """Numbers of layers that are written as `layer1-layer2`, `layer3` or `none`.
 
     Raises:
         InputError: they are written otherwise, or there are not so many layers.
@@ -155,10 +155,10 @@ def external_layers(value: object, num_layers: int) -> tuple[int, ...]:
     if value == "none":
         return ()
     names = {f"layer{number}": number for number in range(1, num_layers + 1)}
-    parts = str(value).split("+")
+    parts = str(value).split("-")
     if len(set(parts)) < len(parts) or not set(parts) <= names.keys():
         raise InputError(
-            f"external: expected none or different layers of the head, joined by +, of "
+            f"external: expected none or different layers of the head, joined by -, of "
             f"{', '.join(names)}; got {value!r}"
         )
     return tuple(sorted(names[part] for part in parts))
@@ -554,6 +554,8 @@ class Generalization(Trainable):
                 target = logits[is_target]
                 apart = apart + F.cross_entropy(target, _labels(target, 0))
             terms.append(per_image[is_own].mean() + self.model.confusion_weight * apart)
+        if not terms:  # a batch of the target alone
+            return 0 * reversed_features.sum()
         gamma = self.model.sharpness
         return torch.logsumexp(gamma * torch.stack(terms), 0) / gamma
 
@@ -579,7 +581,7 @@ class Generalization(Trainable):
     def evaluate(self, network: nn.Module, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
         assert isinstance(network, Predictor)
         outputs = network.run(images)
-        scores = outputs.scores.double()
+        scores = outputs.scores
         values = {f"score/{k}": scores[:, k] for k in range(scores.shape[1])}
         if outputs.reading is not None:
             positions = self._positions(masks[:, 0])

@@ -22,7 +22,7 @@ CHANGES = (
     "generalization.reader.options={widths: [4, 6]}",
     "generalization.tent.num_steps=2",
     "train.epochs=3",
-    f"train.grid={{held_out: [{', '.join(DOMAINS)}], external: [layer2, layer1+layer2]}}",
+    f"train.grid={{held_out: [{', '.join(DOMAINS)}], external: [layer2, layer1-layer2]}}",
     "train.seeds=[0, 1]",
     "explore.num_points=3",
     "baselines=[{method: erm, epochs: 2}, {method: mdan, epochs: 2}, {method: tent}]",
@@ -53,7 +53,7 @@ def test_points_are_means_over_domains_and_seeds(runs_dir):
     table = exploration.points(method="hyda")
     points = [table.point(k) for k in range(len(table))]
     assert len(points) == 18
-    assert {p.conditioning["external"] for p in points} == {"layer2", "layer1+layer2"}
+    assert {p.conditioning["external"] for p in points} == {"layer2", "layer1-layer2"}
     assert {p.num_seeds for p in points} == {2}
     assert all(len(p.trial_ids) == 6 for p in points)
     erm = exploration.points(method="erm").point(0)

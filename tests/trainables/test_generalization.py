@@ -276,7 +276,7 @@ def test_multiply_adds_are_those_that_torch_counts(method):
 def test_external_layers_and_sizes_are_training_parameters():
     none, one, both = (
         Generalization("hyda", MODEL, {**HELD_OUT, "external": value})
-        for value in ("none", "layer2", "layer1+layer2")
+        for value in ("none", "layer2", "layer1-layer2")
     )
     assert (none.external, one.external, both.external) == ((), (2,), (1, 2))
     wide = Generalization("hyda", MODEL, {**HELD_OUT, "embedding_size": 9})
@@ -320,7 +320,7 @@ def test_domain_features_are_those_before_the_domain_classifier(tmp_path):
         ("hyda", replace(MODEL, domains=("a", "b")), {"held_out": "a"}, "at least two"),
         ("erm", MODEL, {"external": "none"}, "external"),
         ("hyda", MODEL, {**HELD_OUT, "external": "layer3"}, "external: expected none or"),
-        ("hyda", MODEL, {**HELD_OUT, "external": "layer1+layer1"}, "external: expected none or"),
+        ("hyda", MODEL, {**HELD_OUT, "external": "layer1-layer1"}, "external: expected none or"),
         ("hyda", MODEL, {**HELD_OUT, "embedding_size": 0}, "embedding_size"),
         ("hyda", replace(MODEL, external=(4,)), HELD_OUT, "generalization.external"),
         ("mdan", MODEL, {"held_out": "none"}, "needs a domain"),
@@ -349,7 +349,7 @@ def test_lines_join_every_two_places():
     assert line_names(2) == ("own-to-source1", "own-to-source2", "source1-to-source2")
     assert len(line_names(3)) == 6
     assert [ends_of(name) for name in line_names(2)] == [(None, 0), (None, 1), (0, 1)]
-    assert external_layers("layer2+layer1", 2) == (1, 2)
+    assert external_layers("layer2-layer1", 2) == (1, 2)
 
 
 @pytest.mark.parametrize("network", ["small", "brain", "densenet121"])
