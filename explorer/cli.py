@@ -357,8 +357,10 @@ def analyze(
     """Draw and tabulate what an exploration tells beyond its front; shown in MLflow too.
 
     Of adaptations: strategies (every method at every amount of images), lambda, blocks (which of
-    the network are fine-tuned) and amortisation (one training against one for each lambda). Each
-    leaves figures/analysis-NAME.png and tables/NAME.csv in the exploration's folder. Examples:
+    the network are fine-tuned) and amortisation (one training against one for each lambda). Of
+    domains held out: domains (every method in each), cost (of a prediction), interpolation (along
+    the lines between embeddings) and features (of domains, in two dimensions). Each leaves
+    figures/analysis-NAME.png and tables/NAME.csv in the exploration's folder. Examples:
 
         explorer analyze spottunet-demo-1
 
