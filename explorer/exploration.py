@@ -304,7 +304,8 @@ class Exploration:
         trial_ids = self.points(method=method, seeds=seeds).point(0).trial_ids
         shown.say(f"optimizing {self.id}")
         from explorer.optimizing import Optimisation, Optimizer, frozen_models, optimize_all
-        from explorer.session import candidates_of, explored_space
+        from explorer.session import explored_space
+        from explorer.splits import candidates_of
 
         if not method_of(self.spec, method).is_amortised:
             raise InputError(f"{method} is trained for each setting: there is nothing to optimize")
@@ -385,7 +386,7 @@ class Exploration:
 
     def _images(self) -> dict[str, Arrays]:
         """The splits, of the data that was explored."""
-        from explorer.session import samples_of
+        from explorer.splits import samples_of
 
         dataset = _unchanged_data(self, ProgressReport(quiet=True))
         return {n: own.arrays for n, own in samples_of(self.spec, dataset).items()}
@@ -408,7 +409,7 @@ class Exploration:
         trial_id = self.points(method=method, seeds=seeds).point(0).trial_ids[0]
         from explorer.models import method_of
         from explorer.registering import RegisteredPairs
-        from explorer.session import samples_of
+        from explorer.splits import samples_of
         from explorer.training import trained_model
 
         if method_of(self.spec, method).task != "registration":
@@ -672,7 +673,8 @@ def run(
 
         tracking_uri(runs)  # raises where it cannot be
     progress.say("checking the spec")  # before the imports, which take seconds
-    from explorer.session import check_spec, code_version, load_data
+    from explorer.session import check_spec, code_version
+    from explorer.splits import load_data
     from explorer.training import settled_precision
 
     train = spec.train.model_copy(update={"precision": settled_precision(spec)})
@@ -734,7 +736,7 @@ def resume(
 
 def _unchanged_data(exploration: Exploration, progress: ProgressReport) -> ImageDataset:
     progress.say(f"reading the data set {exploration.spec.dataset.name}")
-    from explorer.session import load_data
+    from explorer.splits import load_data
 
     dataset = load_data(exploration.spec)
     expected = exploration.state["data_digest"]

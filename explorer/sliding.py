@@ -28,14 +28,9 @@ from explorer.recent import Recent
 from explorer.registering import middle_slice, register
 from explorer.reporting import points_as_json
 from explorer.series import conditioning_axis, cost_axis, setting_of
-from explorer.session import (
-    Samples,
-    explored_space,
-    load_data,
-    pairs_and_amounts,
-    samples_of,
-)
+from explorer.session import explored_space
 from explorer.specs import ExplorationSpec
+from explorer.splits import Samples, load_data, pairs_and_amounts, samples_of
 from explorer.store import measurements_store
 from search_spaces.space import CategoricalParameter, Config, SearchSpace
 from trainables.hypermorph import Registration

@@ -541,7 +541,7 @@ class Generalization(Trainable):
         Source: Zhao et al. (2018), the soft version of MDAN, and the authors' program.
         """
         assert module.network.adversaries is not None
-        reversed_features = _Reversal.apply(features.float())  # type: ignore[no-untyped-call]  # torch's
+        reversed_features: Tensor = _Reversal.apply(features.float())  # type: ignore[no-untyped-call]  # torch's
         is_target = positions < 0
         terms = []
         for k, adversary in enumerate(module.network.adversaries):

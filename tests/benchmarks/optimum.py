@@ -16,7 +16,8 @@ from explorer.models import build_trainable
 from explorer.optimizing import Optimizer, Question, frozen_models, minimise_line, on_line
 from explorer.samplers import SAMPLERS
 from explorer.sampling import SamplingTask
-from explorer.session import candidates_of, explored_space, load_data
+from explorer.session import explored_space
+from explorer.splits import candidates_of, load_data
 from search_spaces.space import SearchSpace
 
 NUM_PAIRS = 20

@@ -25,8 +25,9 @@ import numpy as np
 from explorer.exploring import Chunk, Evaluation, Plan, explore
 from explorer.progress import ProgressReport
 from explorer.sending import Sender
-from explorer.session import Session, check_spec, load_data
+from explorer.session import Session, check_spec
 from explorer.specs import ExplorationSpec, load_spec
+from explorer.splits import load_data
 from explorer.store import set_state, write_json, write_text
 from explorer.training import Trial, TrialRecord, ray_session
 

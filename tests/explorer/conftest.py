@@ -75,8 +75,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
     # what takes seconds to import is not loaded for figures and pages
     from explorer.exploration import open_exploration
     from explorer.measurements import measurements_table
-    from explorer.session import check_spec, load_data, samples_of
+    from explorer.session import check_spec
     from explorer.specs import load_spec
+    from explorer.splits import load_data, samples_of
     from explorer.store import measurements_store, write_json, write_text
     from explorer.training import keep_record, train_trial, trials_of
     from trainables.train_loop import PlainContext

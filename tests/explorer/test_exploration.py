@@ -323,7 +323,7 @@ def test_test_row_without_the_values_of_its_images_is_measured_again(finished, t
     shutil.copytree(finished.folder, tmp_path / "tiny-1")
     exploration = Exploration(tmp_path / "tiny-1")
     (exploration.folder / "samples" / "part-test-sshn-00000.parquet").unlink()
-    from explorer.session import load_data
+    from explorer.splits import load_data
 
     session = Session(
         exploration.folder,

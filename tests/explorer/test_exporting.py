@@ -14,7 +14,7 @@ import yaml
 
 from explorer.exporting import load_network, materialize
 from explorer.points import Point
-from explorer.session import load_data, samples_of
+from explorer.splits import load_data, samples_of
 from search_spaces.errors import InputError
 from trainables.datasets.sources import DATASETS
 from trainables.deformations import warp

@@ -9,7 +9,8 @@ import pytest
 from explorer.grouping import Candidates
 from explorer.models import build_trainable
 from explorer.optimizing import Optimizer, Question, frozen_models, minimise_line
-from explorer.session import candidates_of, explored_space, load_data
+from explorer.session import explored_space
+from explorer.splits import candidates_of, load_data
 from search_spaces.errors import InputError
 from search_spaces.problem import Objective
 from trainables.train_loop import evaluate_setting

@@ -81,7 +81,7 @@ def test_networks_are_kept_until_their_trial_changes(trained):
 def test_an_image_of_the_data_set_is_segmented_as_in_evaluation(trained):
     import torch
 
-    from explorer.session import load_data
+    from explorer.splits import load_data
 
     exploration = trained("demo")
     dataset = load_data(exploration.spec)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from explorer.exporting import load_network
 from explorer.programs import PROGRAM_FORMATS, require_formats, write_program
-from explorer.session import load_data, samples_of
+from explorer.splits import load_data, samples_of
 from search_spaces.errors import InputError, RunError
 from trainables.hypermorph import Registration, RegistrationModel
 from trainables.scale_space import MaterializedNetwork

@@ -6,14 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from explorer.session import (
-    _least_sources,
-    check_spec,
-    load_data,
-    samples_of,
-    standard_error,
-)
+from explorer.session import check_spec, standard_error
 from explorer.specs import load_spec
+from explorer.splits import _least_sources, load_data, samples_of
 from search_spaces.errors import InputError
 from trainables.datasets.domains import folds_of
 

@@ -7,7 +7,7 @@ import yaml
 
 from explorer.models import build_trainable, image_size
 from explorer.samplers import SAMPLERS
-from explorer.session import check_spec, load_data, sampler_of
+from explorer.session import check_spec, sampler_of
 from explorer.specs import (
     MAX_ALIASES,
     MAX_SPEC_BYTES,
@@ -16,6 +16,7 @@ from explorer.specs import (
     preset_names,
     spec_of,
 )
+from explorer.splits import load_data
 from explorer.training import train_config, trials_of
 from search_spaces.errors import InputError
 

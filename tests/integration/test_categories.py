@@ -10,7 +10,7 @@ import torch
 from explorer import Bound, open_exploration
 from explorer.exporting import load_network
 from explorer.models import build_trainable
-from explorer.session import load_data
+from explorer.splits import load_data
 from explorer.training import read_record, read_weights
 from search_spaces.errors import InputError
 from trainables.datasets.base import split_indices

@@ -20,8 +20,8 @@ from explorer.exporting import _best_trial, _point_of, load_network
 from explorer.models import build_trainable
 from explorer.points import Point
 from explorer.queries import PointTable
-from explorer.session import load_data
 from explorer.specs import load_spec
+from explorer.splits import load_data
 from explorer.store import write_lock
 from explorer.training import read_record, read_weights
 from search_spaces.errors import InputError

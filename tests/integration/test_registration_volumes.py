@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from explorer.models import build_trainable
-from explorer.session import load_data, samples_of
 from explorer.specs import load_spec
+from explorer.splits import load_data, samples_of
 from explorer.training import Trial, train_config
 from trainables.train_loop import PlainContext, evaluate_setting, load_tensors, train
 

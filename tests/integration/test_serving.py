@@ -24,7 +24,7 @@ from PIL import Image
 from explorer import Bound, open_exploration
 from explorer.exporting import load_network
 from explorer.measurements import measurements_table
-from explorer.session import load_data
+from explorer.splits import load_data
 from explorer.store import measurements_store, set_state
 from tests.conftest import free_port, measured
 from trainables.deformations import warp
