@@ -24,8 +24,9 @@ from search_spaces.problem import Objective
 from search_spaces.space import Config
 from trainables.adaptation import Adaptation
 from trainables.base import Arrays
-from trainables.generalization import domain_features
+from trainables.generalization import TEST_PART, domain_features
 
+MAX_SHOWN = 500  # images of a domain, in two dimensions
 NUM_ERRORS = 1.0  # standard errors within which a method is as good as another
 
 
@@ -229,7 +230,7 @@ def _matched_notes(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _generalization(explored: Explored) -> GeneralizationResults:
-    quality = explored.objectives[0]
+    quality = build_trainable(explored.spec).problem.objectives[0]
     values = explored.samples[f"metric/{quality.name}"]
     trials = explored.samples["trial_id"][np.isfinite(values)]
     ids = explored.samples["sample_id"][np.isfinite(values)]
@@ -279,7 +280,10 @@ def _test_time(explored: Explored) -> Analysis:
             own["added_parameters"] = row["parameters"] - base["parameters"]
             own["times_erm"] = row["latency_ms"] / base["latency_ms"]
         rows.append(own)
-    notes = ["latency_ms is processor time per image in the batches of an evaluation"]
+    notes = [
+        "latency_ms is processor time per image in the batches of an evaluation",
+        "tent starts from what erm has learned, whose train_s is not told again",
+    ]
     return Analysis(rows, notes, at_test_time(rows, metric=quality, main=results.main))
 
 
@@ -306,11 +310,15 @@ def _interpolation(explored: Explored) -> Analysis:
 
 
 def _features(explored: Explored) -> Analysis:
-    """Domain features of one model for each domain held out, of the first seed."""
-    results, data = _generalization(explored), explored.images()
-    chosen = dict(results.chosen(results.main))
+    """Domain features of one model for each domain held out, of the first seed.
+
+    Of images that no model was trained on: a part of every domain.
+    """
+    results, test = _generalization(explored), explored.images()["test"]
+    unseen = _some_unseen(test)
     places, names, rows = {}, {}, []
     for domain in results.judged if results.holds_out else results.judged[:1]:
+        chosen = dict(results.chosen(results.main, domain))
         trial_id = next(
             trial
             for trial, settled in explored.settled.items()
@@ -318,10 +326,10 @@ def _features(explored: Explored) -> Analysis:
             and (not results.holds_out or settled["held_out"] == domain)
             and chosen.items() <= settled.items()
         )
-        features = domain_features(explored.module(trial_id), data["test"].images)
+        features = domain_features(explored.module(trial_id), unseen.images)
         held_out = domain if results.holds_out else "nothing"
         places[held_out] = _in_two_dimensions(features)
-        names[held_out] = np.asarray(data["test"].domains)
+        names[held_out] = np.asarray(unseen.domains)
         rows.append(
             {"held_out": held_out, "trial_id": trial_id, **_purity(features, names[held_out])}
         )
@@ -330,6 +338,14 @@ def _features(explored: Explored) -> Analysis:
         "features themselves, are of it, on average"
     ]
     return Analysis(rows, notes, neighbours(places, names))
+
+
+def _some_unseen(test: Arrays) -> Arrays:
+    """Images of each domain that are in the split's own test part, at most a few hundred."""
+    rows = np.flatnonzero(np.asarray(test.folds) == TEST_PART)
+    names = np.asarray(test.domains)[rows]
+    kept = [rows[names == name][:MAX_SHOWN] for name in np.unique(names)]
+    return test.select(np.sort(np.concatenate(kept)))
 
 
 def _in_two_dimensions(features: NDArray[np.float64]) -> NDArray[np.float64]:

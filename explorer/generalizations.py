@@ -76,14 +76,19 @@ class GeneralizationResults:
         """A row for each method and domain, and for their mean, on test images."""
         rows = []
         for method in self.methods:
-            chosen = self.chosen(method)
-            own = [self._row(method, domain, chosen) for domain in self.judged]
+            own = [self._row(method, domain) for domain in self.judged]
             rows += [*own, self._mean_row(own)]
         return [{**row, **self._gain(row, rows)} for row in rows]
 
-    def chosen(self, method: str) -> Setting:
-        """A method's training parameters that are best on validation, its embedding read."""
-        rows = self._rows(method, "val")
+    def chosen(self, method: str, domain: str) -> Setting:
+        """A method's training parameters that are best on validation, its embedding read.
+
+        Only models with the domain held out are asked: those of others saw its validation images.
+        """
+        own = (domain, NO_DOMAIN)
+        rows = [row for row in self._rows(method, "val") if self._held_out[row] in own]
+        if not rows:
+            raise InputError(f"{method} was not measured with {domain} held out")
         by_setting: dict[Setting, list[float]] = {}
         for row in rows:
             value = float(self.columns[f"metric/{self.objective.name}"][row])
@@ -134,7 +139,8 @@ class GeneralizationResults:
             if self._training(row) == chosen and self._held_out[row] in (domain, NO_DOMAIN)
         ]
 
-    def _row(self, method: str, domain: str, chosen: Setting) -> Row:
+    def _row(self, method: str, domain: str) -> Row:
+        chosen = self.chosen(method, domain)
         rows = self._of_domain(method, domain, chosen)
         if not rows:
             raise InputError(f"{method} was not measured on test with {domain} held out")
@@ -157,10 +163,23 @@ class GeneralizationResults:
             self.objective.name: float(np.mean(list(values.values()))),
             "error": _error(list(values.values())),
             "seeds": dict(sorted(values.items())),
+            "metrics": self._parts(rows),
             "train_s": float(np.mean([self.columns["cost/train_s"][row] for row in rows])),
             "latency_ms": 1e3 * spent / num_images,
             **known,
         }
+
+    def _parts(self, rows: Sequence[int]) -> dict[str, float]:
+        """Means of what is measured of each class or finding, and of the domain encoder."""
+        found = {}
+        for column, values in self.columns.items():
+            family, _, name = column.partition("/")
+            is_part = "/" in name and name.partition("/")[2] not in self.domains
+            if family == "metric" and (is_part or name == "domain_accuracy"):
+                own = np.array([values[row] for row in rows], dtype=np.float64)
+                if np.isfinite(own).any():
+                    found[name] = float(np.nanmean(own))
+        return found
 
     def _mean_row(self, own: Sequence[Row]) -> Row:
         name = self.objective.name
@@ -172,6 +191,11 @@ class GeneralizationResults:
             **own[0],
             key: EVERY,
             **means,
+            "metrics": {
+                n: float(np.mean([row["metrics"][n] for row in own]))
+                for n in own[0]["metrics"]
+                if all(n in row["metrics"] for row in own)
+            },
             name: float(np.mean([row[name] for row in own])),
             "error": _error(list(values.values())),
             "seeds": values,
@@ -194,8 +218,9 @@ class GeneralizationResults:
         `gain` is how much better than where the embedding is read, seed by seed; its error is
         that over seeds.
         """
-        chosen, rows = self.chosen(self.main), []
+        rows = []
         for domain in self.judged:
+            chosen = self.chosen(self.main, domain)
             read = {
                 int(self.columns["seed"][r]): r for r in self._of_domain(self.main, domain, chosen)
             }

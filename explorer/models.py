@@ -177,7 +177,9 @@ def _generalization_model(spec: ExplorationSpec) -> GeneralizationModel:
     encoders = {"": (section.network, section.options)}
     encoders["reader."] = (section.reader.network, section.reader.options)
     for place, (name, options) in encoders.items():
-        require_encoder(f"generalization.{place}", name, dict(_items(options)), num_dims=len(size))
+        require_encoder(
+            f"generalization.{place}", name, _items(options), channels=channels, size=size
+        )
     predicts, names, unit = _predicted(spec)
     domains = domains_of(spec)
     held_out = spec.train.grid.get("held_out")

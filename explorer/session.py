@@ -73,6 +73,7 @@ from search_spaces.problem import Objective
 from search_spaces.space import Config, SearchSpace
 from trainables.base import Trainable
 from trainables.datasets.base import ImageDataset
+from trainables.metrics.classification import SET_METRICS
 from trainables.train_loop import validation_settings
 
 MANY_PARTS = 200  # slower to load than one
@@ -129,12 +130,28 @@ def check_spec(spec: ExplorationSpec) -> tuple[Objective, ...]:
     reason = reasons.get(method_of(spec, spec.method).task)
     if reason is not None and spec.explore.racing is not None:
         raise InputError(f"explore.racing: {reason}; leave it out")
+    if method_of(spec, spec.method).task == "generalization":
+        _check_held_out(spec)
     _check_trials(spec)
     objectives = _objectives(spec, trainable)
     for method in [spec.method, *(baseline.method for baseline in spec.baselines)]:
         if method_of(spec, method).is_amortised:
             sampler_of(spec, method, objectives).ask(1)
     return objectives
+
+
+def _check_held_out(spec: ExplorationSpec) -> None:
+    """What would look at images of the domain held out, or depend on the number of workers."""
+    if len(spec.train.learning_rates) > 1:
+        raise InputError(
+            "train.learning_rate: expected one, since a choice by all trainings together would "
+            "look at validation images of the domains held out; explore one after the other"
+        )
+    if spec.train.num_workers > 1:
+        raise InputError(
+            "train.num_workers: expected 0 or 1, since losses between the images of a batch are "
+            f"not those of its parts; got {spec.train.num_workers}"
+        )
 
 
 def _check_grid(spec: ExplorationSpec) -> None:
@@ -450,8 +467,9 @@ class Session:
                 journal = journal_path if is_first else None
                 sampler = sampler_of(self.spec, trial.method, self.objectives, journal)
                 race, settled = self._race(trial.method), self._setting(trial)
-                if self.spec.explore.settings:  # first: no race is to give one of them up
-                    listed = ListSampler(asked_settings(self.spec))
+                always = build_trainable(self.spec, trial.method).always_asked
+                if self.spec.explore.settings or always:  # first: no race is to give one up
+                    listed = ListSampler([*always, *asked_settings(self.spec)])
                     units.append(Unit(f"{name}-asked", "val", trial_ids, listed, settled))
                 units.append(Unit(name, "val", trial_ids, sampler, settled, race))
         return units
@@ -553,7 +571,11 @@ class Session:
         record = self.records[one.trial_id]
         pairs = self.splits[one.split].pairs
         members = None if pairs is None else pairs[one.sample_indices]
-        errors = {name: standard_error(values, members) for name, values in one.values.items()}
+        errors = {
+            name: standard_error(values, members)
+            for name, values in one.values.items()
+            if name.partition("/")[0] not in SET_METRICS
+        }
         finite = {name: values[np.isfinite(values)] for name, values in one.values.items()}
         finite = {name: values for name, values in finite.items() if len(values)}
         return Measurement(

@@ -86,7 +86,9 @@ def samples_of(spec: ExplorationSpec, dataset: ImageDataset) -> dict[str, Sample
     """
     indices, pairs = _chosen(spec, dataset)
     task = method_of(spec, spec.method).task
-    samples = {}
+    samples, values, parts = {}, np.empty(0, dtype=np.float32), np.empty(0, dtype=np.int64)
+    if task == "generalization":
+        values, parts = _whole_images(spec, dataset)
     for name, own in indices.items():
         images, masks = dataset.images[own], dataset.masks[own]
         if name in pairs:
@@ -100,7 +102,6 @@ def samples_of(spec: ExplorationSpec, dataset: ImageDataset) -> dict[str, Sample
             folds = folds_of([dataset.groups[k] for k in own], dataset.domains[own].tolist())
             arrays = replace(arrays, folds=folds)
         if task == "generalization":
-            values, parts = _whole_images(spec, dataset)
             arrays = replace(arrays, folds=parts[own], values=values[own])
         samples[name] = Samples(arrays, ids, own)
     return samples

@@ -92,10 +92,12 @@ class Stage:
     Attributes:
         name: for progress and histories.
         share: its part of the epochs; the shares of all stages sum to one.
+        is_validated: whether its epochs are validated, and may be the one that is kept.
     """
 
     name: str
     share: float
+    is_validated: bool = True
 
 
 @dataclass(frozen=True)
@@ -200,6 +202,7 @@ class Trainable(Protocol):
         metrics: names of what `evaluate` returns.
         stages: in the order of training; none: there is nothing to train.
         advice: what else may help when the loss is no number.
+        always_asked: settings that an exploration asks beside its sampler's.
 
     Registration is given pairs: images (n, 2 C, *spatial) and masks (n, 2, *spatial), moving then
     fixed. Where whole images are judged, masks are numbers (n, v) of them; see `Arrays`.
@@ -210,6 +213,7 @@ class Trainable(Protocol):
     metrics: tuple[str, ...]
     stages: tuple[Stage, ...]
     advice: str = ""
+    always_asked: tuple[Config, ...] = ()
 
     def samples(self, data: Mapping[str, Arrays]) -> Mapping[str, Arrays]:
         """The splits `train`, `val` and, where it is at hand, `test`, out of what there is."""

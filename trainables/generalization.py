@@ -1,5 +1,8 @@
 """Prediction of whole images in domains that training never saw.
 
+The loss of the task reaches HyDA's domain encoder too (end to end, as eq. 4 and 5 are written; in
+the authors' program it does not), and heads have no dropout, which theirs for ages has.
+
 The methods differ in what they do about the domain: nothing (`erm`), generate part of the head from
 what an encoder reads of it (`hyda`), learn features that do not tell it (`mdan`), or go on learning
 from the images that are asked about (`tent`).
@@ -31,6 +34,7 @@ from search_spaces.generalization import (
     embedding_space,
     ends_of,
     generalization_problem,
+    line_names,
 )
 from search_spaces.problem import Objective
 from search_spaces.space import Config, SearchSpace
@@ -45,7 +49,7 @@ from trainables.networks.hyda import (
     Outputs,
     Reading,
 )
-from trainables.networks.image_encoders import ENCODERS
+from trainables.networks.image_encoders import ENCODERS, NORMALISATIONS, skeleton
 from trainables.train_loop import evaluation_batch_size
 
 Predicted = Literal["class", "findings", "target"]
@@ -199,9 +203,6 @@ class AdaptingPredictor(Predictor):
         step_size: of Adam.
         batch_size: images of a batch; the last may have fewer.
         is_exclusive: classes exclude each other; otherwise each output is a finding.
-
-    Raises:
-        InputError: the network has no batch normalisation.
     """
 
     def __init__(
@@ -218,14 +219,7 @@ class AdaptingPredictor(Predictor):
         super().__init__(adapted, None)
         self.num_steps, self.batch_size = num_steps, batch_size
         self.is_exclusive = is_exclusive
-        kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-        norms = [one for one in adapted.modules() if isinstance(one, kinds)]
-        if not norms:
-            raise InputError(
-                "tent: the network has no batch normalisation to adapt; take another backbone, or "
-                "leave tent out"
-            )
-        for norm in norms:
+        for norm in (one for one in adapted.modules() if isinstance(one, NORMALISATIONS)):
             norm.requires_grad_(True)
             norm.track_running_stats = False
             norm.running_mean = norm.running_var = None
@@ -239,12 +233,15 @@ class AdaptingPredictor(Predictor):
         return Outputs(scores, scores)
 
     def _adapted(self, images: Tensor) -> Tensor:
+        count = len(images)
+        if count == 1:  # of one pixel alone there are no statistics
+            images = torch.cat([images, images])
         for _ in range(self.num_steps):
             scores: Tensor = self.network(images).scores
             self.optimizer.zero_grad(set_to_none=True)
             self._entropy(scores.float()).backward()
             self.optimizer.step()
-        return scores.detach()
+        return scores.detach()[:count]
 
     def _entropy(self, scores: Tensor) -> Tensor:
         if self.is_exclusive:
@@ -328,6 +325,8 @@ class Generalization(Trainable):
         space = embedding_space(model.num_sources) if self.own.approach == "read" else ()
         self.problem = generalization_problem(OBJECTIVES[model.predicts], tuple(space))
         self.metrics = self._metric_names()
+        if space:
+            self.always_asked = ({"line": line_names(model.num_sources)[0], "t": 0.0},)
         self.stages = self._stages()
 
     def _check_method(self) -> None:
@@ -336,6 +335,13 @@ class Generalization(Trainable):
             raise InputError(f"{self.method}: needs a domain that is held out; leave it out")
         if approach != "entropy":
             return
+        model = self.model
+        encoder = skeleton(model.backbone, model.backbone_options, model.channels, model.size)
+        if not any(isinstance(one, NORMALISATIONS) for one in encoder.modules()):
+            raise InputError(
+                f"{self.method}: {model.backbone} has no batch normalisation to adapt; take "
+                f"another generalization.network, or leave {self.method} out"
+            )
         if predicts == "target":
             raise InputError(
                 f"{self.method}: a number has no entropy that could be lowered; leave it out"
@@ -363,7 +369,7 @@ class Generalization(Trainable):
         if self.own.approach == "entropy":
             return ()
         share = self.model.reader_share if self.own.approach == "read" else 0.0
-        first = (Stage(DOMAINS, share),) if share else ()
+        first = (Stage(DOMAINS, share, is_validated=False),) if share else ()
         return (*first, Stage(TASK, 1 - share))
 
     def __repr__(self) -> str:
@@ -484,19 +490,17 @@ class Generalization(Trainable):
         stage: str,
         draws: Draws | None = None,
     ) -> Tensor:
+        bare, positions = _bare(module), self._positions(masks[:, 0])
+        if stage == DOMAINS:
+            assert bare.network.reader is not None
+            return self._domain_loss(bare.network.reader(images), positions)
         outputs: Outputs = module(images)
-        bare = _bare(module)
-        positions = self._positions(masks[:, 0])
         per_image = self._task_losses(outputs.scores.float(), masks[:, 1:], bare)
         if self.own.approach == "confuse":
             return self._confused(per_image, positions, outputs.features, bare)
         if outputs.reading is None:
             return per_image.mean()
         loss = self._domain_loss(outputs.reading, positions)
-        if stage == DOMAINS:
-            if draws is not None and draws.world_size > 1:
-                loss = loss + 0 * per_image.sum()  # workers expect a gradient of everything
-            return loss
         if module.training:
             assert bare.network.reader is not None
             bare.network.reader.follow(outputs.reading.embedding, positions)
@@ -521,7 +525,8 @@ class Generalization(Trainable):
         if self.model.predicts == "findings":
             losses = F.binary_cross_entropy_with_logits(scores, truth, reduction="none")
             return (losses * is_known).mean(1)
-        return (scores[:, 0] - (truth[:, 0] - module.mean) / module.spread).abs() * is_known[:, 0]
+        errors = scores[:, 0] - (truth[:, 0] - module.mean) / module.spread
+        return errors.square() * is_known[:, 0]
 
     def _domain_loss(self, reading: Reading, positions: Tensor) -> Tensor:
         """Cross-entropy of the domain, and multi-similarity of features and embeddings (eq. 5)."""
@@ -537,6 +542,9 @@ class Generalization(Trainable):
         self, per_image: Tensor, positions: Tensor, features: Tensor, module: GeneralizingModule
     ) -> Tensor:
         """Soft maximum over sources of the loss there and of how well the target is told apart.
+
+        Batches are drawn from all images alike, where the authors' program takes as many of every
+        source and of the target; sources that a batch does not have do not count.
 
         Source: Zhao et al. (2018), the soft version of MDAN, and the authors' program.
         """

@@ -31,6 +31,7 @@ from trainables.base import (
     Arrays,
     Draws,
     Precision,
+    Stage,
     Trainable,
     TrainConfig,
     TrainContext,
@@ -172,10 +173,11 @@ class _Training:
         truth = torch.from_numpy(data.truth).to(self.device)
         pairs = None if data.pairs is None else torch.from_numpy(data.pairs).to(self.device)
         while self.epoch < self.config.epochs and not self._is_stalled():
+            is_validated = self._stage().is_validated
             loss = self._train_epoch(images, truth, pairs)
             self.epoch += 1
             last = self.epoch == self.config.epochs
-            if last or self.epoch % self.config.validate_every == 0:
+            if last or (is_validated and self.epoch % self.config.validate_every == 0):
                 self._validate(loss)
             last = last or self._is_stalled()
             saved = last or self.epoch % self.config.checkpoint_every == 0
@@ -204,20 +206,20 @@ class _Training:
         since_best = sum(row["epoch"] > self.best_epoch for row in self.history)
         return since_best >= patience
 
-    def _stage(self) -> str:
+    def _stage(self) -> Stage:
         """The stage of the present epoch: stages divide the epochs by their shares."""
         passed = 0.0
         for stage in self.trainable.stages:
             passed += stage.share
             if self.epoch < round(passed * self.config.epochs):
                 break
-        return stage.name
+        return stage
 
     def _train_epoch(self, images: Tensor, truth: Tensor, pairs: Tensor | None) -> float:
         config, context = self.config, self.context
         assert self.optimizer is not None
         self.module.train()
-        stage, losses, drawn = self._stage(), [], []
+        stage, losses, drawn = self._stage().name, [], []
         for step, rows in self._batches(len(self.data["train"])):
             x, y = gather(images, truth, pairs, rows)
             x, y = augment(x, _usable(y), config.augment, (config.seed, step))
@@ -613,10 +615,12 @@ def evaluate_network(
         device: where the network is.
         precision: of the primary network.
         channels_last: memory format of images and features.
-        batch_size: images at a time; by default `evaluation_batch_size`.
+        batch_size: images at a time; by default what the network asks for in an attribute of that
+            name, or `evaluation_batch_size`.
     """
     layout = memory_format(channels_last, data.images.ndim - 2)
-    size = batch_size or evaluation_batch_size(data.images.shape[2:])
+    own = batch_size or getattr(network, "batch_size", None)
+    size = own or evaluation_batch_size(data.images.shape[2:])
     parts: dict[str, list[Tensor]] = {}
     with torch.inference_mode():
         for start in range(0, len(data), size):

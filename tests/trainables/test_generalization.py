@@ -142,10 +142,18 @@ def test_the_domain_classifier_is_trained_first_and_alone(tmp_path):
     fresh = trainable.build(config.seed).state_dict()
     changed_names = {n for n, t in result.best.items() if not torch.equal(t, fresh[n])}
     assert trainable.stages[0].name == "domains"
+    assert not trainable.stages[0].is_validated
     primary = {n for n in changed_names if n.startswith("network.backbone.blocks.0.")}
     assert not primary  # its convolution; the statistics of its norms follow the images
     assert any(n.startswith("network.reader.encoder") for n in changed_names)
     assert not any(n.startswith("network.head") for n in changed_names)
+
+
+def test_epochs_of_the_domain_classifier_alone_are_not_chosen(tmp_path):
+    config = replace(CONFIG, epochs=6, validate_every=1, keep="best", patience=2)
+    _, result = trained("hyda", tmp_path, model=replace(MODEL, reader_share=0.5), config=config)
+    assert result.history[0]["epoch"] == 4
+    assert result.best_epoch > 3
 
 
 def test_an_embedding_on_its_own_place_is_the_one_that_is_read(tmp_path):
@@ -206,6 +214,28 @@ def test_tent_takes_the_batches_of_its_own_size():
         network = trainable.materialize(module, {})
         parts = torch.cat([network(batch) for batch in images.split(4)])
     assert torch.equal(whole, parts)
+
+
+def test_tent_is_evaluated_in_its_own_batches_and_takes_a_single_image():
+    model = replace(MODEL, backbone_options=(("widths", (4, 8, 8, 8)),), adapted_batch_size=3)
+    trainable = Generalization("tent", model, HELD_OUT)
+    module, own = trainable.build(0).eval(), DATA["test"].select(slice(7))  # 3, 3 and 1
+    network = trainable.materialize(module, {})
+    found = trainable_scores(trainable, network, own)
+    again = trainable.materialize(module, {})
+    images = torch.from_numpy(own.images)
+    with torch.inference_mode():
+        expected = torch.cat([again(batch) for batch in images.split(3)])
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-6)
+
+
+def trainable_scores(trainable, network, samples):
+    """Scores of all samples, as they pass through an evaluation."""
+    kept = []
+    plain = trainable.measured
+    trainable.measured = lambda values, own: kept.append(values) or plain(values, own)
+    evaluate_network(trainable, network, samples, torch.device("cpu"))
+    return np.stack([kept[0][f"score/{k}"] for k in range(2)], axis=1)
 
 
 def test_metrics_are_those_of_scikit_learn():
@@ -340,9 +370,8 @@ def test_tent_may_be_asked_of_findings_and_needs_batch_normalisation():
         network = trainable.materialize(trainable.build(0), {})
         assert not torch.equal(network(images), network(images))
     bare = replace(MODEL, backbone="brain", backbone_options=())
-    trainable = Generalization("tent", bare, HELD_OUT)
-    with pytest.raises(InputError, match="batch normalisation"):
-        trainable.materialize(trainable.build(0), {})
+    with pytest.raises(InputError, match="brain has no batch normalisation"):
+        Generalization("tent", bare, HELD_OUT)
 
 
 def test_lines_join_every_two_places():

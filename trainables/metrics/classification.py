@@ -1,7 +1,8 @@
 """Metrics of whole images, as one number per image whose mean over a split is the metric.
 
-So a table of means, with its standard errors and paired differences, holds them like any other.
-They need all images of a split at once. Shapes: n images, f findings, k classes.
+So a table of means, with its paired differences, holds them like any other; but an image counts as
+much as its class or finding is rare, and the spread of these numbers is no standard error. They
+need all images of a split at once. Shapes: n images, f findings, k classes.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 Floats = NDArray[np.float64]
+SET_METRICS = frozenset({"auc", "balanced_accuracy"})  # names, without what follows a slash
 
 
 def auc_parts(scores: Floats, truth: Floats) -> Floats:

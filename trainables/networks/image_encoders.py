@@ -5,8 +5,9 @@ Shapes: B images, C channels, F features, then the spatial axes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from search_spaces.errors import InputError, unknown_name
 
 Normalisation = Literal["batch", "instance"]
+Activation = Literal["relu", "gelu"]
+NORMALISATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)  # with statistics of a batch
 
 
 class ConvolutionEncoder(nn.Module):
@@ -39,11 +42,16 @@ class ConvolutionEncoder(nn.Module):
         *,
         num_dims: int = 2,
         normalisation: Normalisation = "batch",
-        activation: Literal["relu", "gelu"] = "relu",
+        activation: Activation = "relu",
     ) -> None:
         super().__init__()
-        if num_dims not in (2, 3) or not widths:
+        if num_dims not in (2, 3) or not widths or min(widths) < 1:
             raise ValueError(f"expected 2 or 3 axes and a block, got {num_dims} and {widths}")
+        if normalisation not in get_args(Normalisation) or activation not in get_args(Activation):
+            raise ValueError(
+                f"expected normalisation {' or '.join(get_args(Normalisation))} and activation "
+                f"{' or '.join(get_args(Activation))}, got {normalisation} and {activation}"
+            )
         self.num_features = widths[-1]
         convolution = nn.Conv2d if num_dims == 2 else nn.Conv3d
         pool = nn.MaxPool2d if num_dims == 2 else nn.MaxPool3d
@@ -120,18 +128,43 @@ ENCODERS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def require_encoder(place: str, name: str, options: Mapping[str, Any], *, num_dims: int) -> None:
-    """Refuse what cannot be built; nothing is stored.
+@cache
+def skeleton(
+    name: str, options: tuple[tuple[str, Any], ...], channels: int, size: tuple[int, ...]
+) -> nn.Module:
+    """An encoder without storage, that was tried on an image of that size.
+
+    Raises:
+        TypeError: options that it does not take.
+        ValueError: values that it does not take.
+        RuntimeError: the image is too small.
+    """
+    with torch.device("meta"):
+        encoder = ENCODERS[name](channels, num_dims=len(size), **dict(options)).eval()
+        encoder(torch.empty(1, channels, *size))
+    return encoder
+
+
+def require_encoder(
+    place: str,
+    name: str,
+    options: tuple[tuple[str, Any], ...],
+    *,
+    channels: int,
+    size: tuple[int, ...],
+) -> None:
+    """Refuse what cannot be built, or not for images of that size; nothing is stored.
 
     Raises:
         InputError: at `place` an unknown name, or options that the encoder does not take.
     """
     if name not in ENCODERS:
         raise unknown_name(f"{place}network", name, list(ENCODERS))
-    if not options:
-        return
     try:
-        with torch.device("meta"):
-            ENCODERS[name](1, num_dims=num_dims, **options)
+        skeleton(name, options, channels, size)
     except (TypeError, ValueError) as error:
         raise InputError(f"{place}options of {name}: {error}") from None
+    except RuntimeError as error:
+        raise InputError(
+            f"{place}network: {name} takes no image of {list(size)}: {error}"
+        ) from None
