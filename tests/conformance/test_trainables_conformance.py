@@ -64,7 +64,11 @@ def splits(method):
 def domains(task):
     is_whole = task == "generalization"
     data = synthetic.load(
-        size=(24, 24), num_images=90, num_labels=2, num_domains=3 if is_whole else 2
+        size=(24, 24),
+        num_images=90,
+        num_labels=2,
+        num_domains=3 if is_whole else 2,
+        shift="calibration" if is_whole else "contrast",
     )
     values = np.stack([data.domains, data.classes], 1).astype(np.float32) if is_whole else None
     parts = {"train": slice(0, 64), "val": slice(64, 80), "test": slice(80, 90)}
