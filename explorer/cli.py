@@ -88,7 +88,8 @@ def run(
     Presets: demo, sshn-wbc, sshn-wbc-levels, sshn-oasis, sshn-pets, hypermorph-demo,
     hypermorph-contrasts, hypermorph-oasis2d, hypermorph-oasis2d-lambda-gamma,
     hypermorph-oasis2d-lambda-ncc, hypermorph-hippocampus, hypermorph-oasis3d,
-    hypermorph-authors. Example:
+    hypermorph-authors, spottunet-demo, spottunet-wbc, spottunet-cc359, hyda-demo,
+    hyda-leukocytes, hyda-digits, hyda-cxr, hyda-brain-age. Example:
 
         explorer run sshn-wbc --set dataset.root=DIR --set train.seeds=[0]
     """

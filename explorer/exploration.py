@@ -355,6 +355,9 @@ class Exploration:
         from explorer.reporting import save_figure
         from explorer.training import trained_model
 
+        known = self.analyses()
+        if known and name not in known:
+            raise unknown_name(f"analysis of {self.id}", name, known)
         samples = samples_store(self.folder).load()
         samples = samples.filter(samples["split"].to_numpy() == "test")
         settled = {trial["trial_id"]: trial["settled"] for trial in self.trials()}
