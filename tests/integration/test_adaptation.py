@@ -171,7 +171,7 @@ def test_models_of_several_pairs_predict_nothing_and_are_not_optimized(explorer,
         Explorations(runs_dir).choose(exploration, {"lambda": 0.01, "amount": 8})
     refused = explorer("optimize", "moved-1", "--solver", "grid", "--runs-dir", runs_dir)
     assert refused.code == 2
-    assert "judged by the images of their own target" in refused.error
+    assert "judged by images of their own domains" in refused.error
 
 
 def test_refined_answer_is_of_one_amount_and_leaves_the_analyses(explorer, runs_dir, exploration):
