@@ -255,8 +255,8 @@ def _domains(explored: Explored) -> Analysis:
             error = row["gain_error"]
             spread = "" if error is None else f" ± {error:.4f} over seeds"
             notes.append(
-                f"{row['method']} is {row['gain']:+.4f}{spread} in {quality.name} better than erm, "
-                f"mean over {len(results.judged)} domains"
+                f"{row['method']} against erm in {quality.name}: {row['gain']:+.4f}{spread} "
+                f"(positive: better), mean over {len(results.judged)} domains"
             )
     notes.append(
         "settings are chosen on validation images of the domains that were trained on; rows are "

@@ -190,6 +190,7 @@ class GeneralizationResults:
         return {
             **own[0],
             key: EVERY,
+            "num_images": sum(r["num_images"] for r in (own if self.holds_out else own[:1])),
             **means,
             "metrics": {
                 n: float(np.mean([row["metrics"][n] for row in own]))

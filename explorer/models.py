@@ -215,6 +215,7 @@ def _generalization_model(spec: ExplorationSpec) -> GeneralizationModel:
         generated_weight=reader.generated_weight,
         weight_decay=section.weight_decay,
         reader_share=reader.pretraining,
+        learns_task=reader.learns_task,
         confusion_weight=mdan.weight,
         sharpness=mdan.sharpness,
         num_steps=tent.num_steps,

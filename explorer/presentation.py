@@ -38,7 +38,8 @@ def show_result(exploration: Exploration) -> None:
     spent = [point.costs[cost] for point in points if cost in point.costs]
     if spent:
         budget = 0.5 * (min(spent) + max(spent))
-        text = format_quantity(budget)
+        texts = (format_quantity(budget, digits=digits) for digits in range(3, 18))
+        text = next(text for text in texts if parse_quantity(text) >= min(spent))
         console.print(
             f"\nFor example, within a budget: explorer query {exploration.id}{where} "
             f"--max {cost}={text}"
@@ -278,13 +279,15 @@ def show_point(point: Point) -> None:
 
 
 def _point(point: Point, named: Sequence[str] = ()) -> str:
+    setting = _setting(point.conditioning)
+    where = f"{point.method} at {setting}" if setting else point.method
     if not point.metrics:
         costs = ", ".join(f"{name} {_number(value)}" for name, value in point.costs.items())
-        return f"{point.method} at {_setting(point.conditioning)}: not measured; {costs}"
+        return f"{where}: not measured; {costs}"
     metrics, test = _metrics(point.metrics, named), _metrics(point.test_metrics, named)
     costs = ", ".join(f"{name} {_number(value)}" for name, value in point.costs.items())
     on_test = f" (on test {test})" if test else " (refined, not looked at on test)"
-    return f"{point.method} at {_setting(point.conditioning)}: {metrics}{on_test}; {costs}"
+    return f"{where}: {metrics}{on_test}; {costs}"
 
 
 def _metrics(values: Mapping[str, float], named: Sequence[str]) -> str:

@@ -219,7 +219,8 @@ def limits_of(series: Sequence[Series]) -> tuple[float, float]:
     span = max(high - tenth, 1e-3)
     if high - low > 2.5 * span:
         low = tenth - 0.25 * span
-    return low - 0.04 * (high - low), high + 0.04 * (high - low)
+    margin = 0.04 * max(high - low, 1e-3)
+    return low - margin, high + margin
 
 
 def _chosen_by(point: Point, metric: str) -> float:

@@ -99,7 +99,8 @@ def check_spec(spec: ExplorationSpec) -> tuple[Objective, ...]:
     """
     trainable = build_trainable(spec)
     space = trainable.problem.space.conditioning
-    if not method_of(spec, spec.method).is_amortised:
+    chosen = method_of(spec, spec.method)
+    if not chosen.is_amortised and chosen.parameters != ():
         raise InputError(
             f"method: {spec.method} has nothing to explore; use it as a baseline with a grid"
         )

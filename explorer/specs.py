@@ -198,7 +198,8 @@ class ReaderSpec(Section):
 
     `network` is a name in `ENCODERS`, with its `options`. For the share `pretraining` of the epochs
     it is trained alone. The weights are those of the cross-entropy of domains, of the
-    multi-similarity loss and of the mean square of generated weights.
+    multi-similarity loss and of the mean square of generated weights. With `learns_task` the loss
+    of the task trains the encoder too.
     """
 
     network: str = "small"
@@ -208,6 +209,7 @@ class ReaderSpec(Section):
     domain_weight: Annotated[Number, Field(ge=0)] = 1.0
     similarity_weight: Annotated[Number, Field(ge=0)] = 1.0
     generated_weight: Annotated[Number, Field(ge=0)] = 1e-3
+    learns_task: bool = False
 
 
 class ConfusionSpec(Section):
@@ -239,7 +241,7 @@ class GeneralizationSpec(Section):
     """
 
     predicts: Literal["class", "findings", "target"] | None = None
-    domains: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
+    domains: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     network: str = "small"
     options: dict[str, Any] = {}
     head_widths: Widths = (64,)

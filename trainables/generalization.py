@@ -1,7 +1,7 @@
 """Prediction of whole images in domains that training never saw.
 
-The loss of the task reaches HyDA's domain encoder too (end to end, as eq. 4 and 5 are written; in
-the authors' program it does not), and heads have no dropout, which theirs for ages has.
+HyDA's domain encoder is trained by the loss of domains alone (eq. 5, and the authors' program), or
+by that of the task too (`learns_task`). Heads have no dropout, which the authors' for ages has.
 
 The methods differ in what they do about the domain: nothing (`erm`), generate part of the head from
 what an encoder reads of it (`hyda`), learn features that do not tell it (`mdan`), or go on learning
@@ -58,6 +58,7 @@ NO_DOMAIN = "none"  # held out: every domain is a source
 TRAIN_PART = 0  # of `Arrays.folds`, the split that an image would be in
 TEST_PART = 2
 DOMAINS, TASK = "domains", "task"  # stages
+_NUMBERS = {1: "one", 2: "two"}
 OBJECTIVES: dict[Predicted, Objective] = {
     "class": Objective("balanced_accuracy", "maximize"),
     "findings": Objective("auc", "maximize"),
@@ -88,6 +89,7 @@ class GeneralizationModel:
         generated_weight: of the mean square of generated weights.
         weight_decay: of everything that is trained.
         reader_share: of the epochs, in which the domain classifier alone is trained.
+        learns_task: the loss of the task trains the domain encoder too.
         confusion_weight: mu of MDAN.
         sharpness: gamma of MDAN, how far the source that does worst counts most.
         num_steps: of TENT for each batch.
@@ -116,6 +118,7 @@ class GeneralizationModel:
     generated_weight: float = 1e-3
     weight_decay: float = 1e-2
     reader_share: float = 1 / 6
+    learns_task: bool = False
     confusion_weight: float = 1e-2
     sharpness: float = 10.0
     num_steps: int = 10
@@ -302,10 +305,11 @@ class Generalization(Trainable):
         if self.held_out not in (NO_DOMAIN, *model.domains):
             raise unknown_name("held_out", self.held_out, [*model.domains, NO_DOMAIN])
         self.sources = tuple(name for name in model.domains if name != self.held_out)
-        if min(len(self.sources), model.num_sources) < 2:
+        least = 2 if self.own.approach == "read" else 1
+        if min(len(self.sources), model.num_sources) < least:
             raise InputError(
-                f"generalization.domains: expected at least two besides the one held out, got "
-                f"{', '.join(self.sources) or 'none'}"
+                f"generalization.domains: {method} needs at least {_NUMBERS[least]} besides the "
+                f"one held out, got {', '.join(model.domains) or 'none'} in all"
             )
         self._check_method()
         given = self.settled.get("external")
@@ -450,6 +454,7 @@ class Generalization(Trainable):
                 self._encoder(model.reader, model.reader_options),
                 num_sources=len(self.sources),
                 embedding_size=size,
+                learns_task=model.learns_task,
                 generator=generator,
             )
         if approach == "confuse":

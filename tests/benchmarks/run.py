@@ -16,6 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import adapting
 import cost
 import evaluation
 import numpy as np
@@ -47,6 +48,7 @@ BENCHMARKS: dict[str, Callable[[], Mapping[str, Sequence[Row]]]] = {
     "tracking": tracking.measure,
     "sampling": sampling.measure,
     "serving": serving.measure,
+    "adapting": adapting.measure,
 }
 DETAILS = {"channels_last", "weights", "rounds", "ratio_of_sums", "first_ms", "calls"}  # JSON only
 BUSY = 0.3  # load average per core from which the numbers are called provisional

@@ -189,7 +189,7 @@ def generalizing(*changes):
         ("train.grid.held_out=[none, domain_0]", "none is an exploration of its own"),
         ("train.grid.external=[layer3]", "external: expected none or different layers of the head"),
         ("train.grid.colour=[red]", "train.grid 'colour'; known: domain_weight, .*held_out"),
-        ("generalization.domains=[domain_0, domain_1]", "at least two besides the one held out"),
+        ("generalization.domains=[domain_0, domain_1]", "hyda needs at least two besides the"),
         ("generalization.domains=[domain_0, domain_1, moon]", "moon"),
         ("generalization.domains=[domain_0, domain_0, domain_1]", "each domain once"),
         ("generalization.predicts=findings", "synthetic has class and target, of .*; got findings"),

@@ -493,6 +493,12 @@ def test_a_grid_method_cannot_be_explored():
         check_spec(load_spec("demo", ["method=fixed", "baselines=[]"]))
 
 
+def test_a_method_without_settings_is_explored_at_its_only_one():
+    alone = ["method=erm", "baselines=[]", "generalization.domains=[domain_0, domain_1]"]
+    held_out = "train.grid.held_out=[domain_0, domain_1]"
+    assert check_spec(load_spec("hyda-demo", [*alone, held_out]))
+
+
 def test_objectives_of_the_spec_replace_the_problems():
     spec = load_spec("demo", ["explore.objectives={dice/structure_1: maximize, flops: minimize}"])
     names = [(objective.name, objective.direction) for objective in check_spec(spec)]

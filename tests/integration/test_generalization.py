@@ -75,7 +75,9 @@ def test_analyses_leave_a_figure_and_a_table(runs_dir, explorer, name):
         assert [r["held_out"] for r in rows if r["method"] == "erm"] == [*DOMAINS, "mean"]
         means = {r["method"]: r for r in rows if r["held_out"] == "mean"}
         assert set(means) == {"hyda", "erm", "mdan", "tent"}
-        assert all(0 < r["num_images"] < 90 / 3 for r in rows)
+        counts = [r["num_images"] for r in rows if r["method"] == "erm"]
+        assert all(0 < count < 90 / 3 for count in counts[:-1])
+        assert counts[-1] == sum(counts[:-1])
         for method, row in means.items():
             own = [r["balanced_accuracy"] for r in rows if r["method"] == method][:-1]
             assert row["balanced_accuracy"] == pytest.approx(np.mean(own), rel=1e-12)
@@ -105,3 +107,23 @@ def test_what_cannot_be_asked_of_it_is_said(runs_dir):
     exploration = open_exploration("held-1", runs_dir)
     with pytest.raises(InputError, match="analyze held-1 interpolation"):
         exploration.optimize()
+
+
+def test_a_method_without_settings_is_explored_with_one_source(explorer, tmp_path):
+    ended = explorer(
+        "run",
+        "hyda-demo",
+        *("--set", "method=erm", "--set", "baselines=[]", "--set", "train.epochs=2"),
+        *("--set", "dataset={name: synthetic, size: [16, 16], options: {num_images: 160}}"),
+        *("--set", "generalization.domains=[domain_0, domain_1]"),
+        *("--set", "generalization.options={widths: [4, 8]}", "--set", "train.batch_size=4"),
+        *("--set", "train.grid.held_out=[domain_0, domain_1]", "--set", "train.seeds=[0]"),
+        *("--runs-dir", tmp_path / "runs"),
+        MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path / 'mlflow.db'}",
+    )
+    assert ended.code == 0, ended.stderr
+    assert "nothing fits" not in ended.stdout  # the budget of the example
+    exploration = open_exploration("hyda-demo-1", tmp_path / "runs")
+    point = exploration.query([]).point
+    assert (point.method, dict(point.conditioning)) == ("erm", {})
+    assert len(point.trial_ids) == 2

@@ -149,6 +149,20 @@ def test_the_domain_classifier_is_trained_first_and_alone(tmp_path):
     assert not any(n.startswith("network.head") for n in changed_names)
 
 
+@pytest.mark.parametrize("learns_task", [False, True])
+def test_the_task_trains_the_domain_encoder_where_it_is_asked_to(learns_task):
+    bare = replace(MODEL, domain_weight=0, similarity_weight=0, learns_task=learns_task)
+    trainable = Generalization("hyda", bare, HELD_OUT)
+    module = trainable.build(0)
+    data = trainable.samples(DATA)["train"]
+    images, values = torch.from_numpy(data.images), torch.from_numpy(data.values)
+    trainable.loss(module, images, values, {}, "task").backward()
+    reader = module.network.reader
+    norms = [0 if p.grad is None else float(p.grad.norm()) for p in reader.encoder.parameters()]
+    assert (sum(norms) > 0) == learns_task
+    assert reader.embed.linear.weight.grad.norm() > 0
+
+
 def test_epochs_of_the_domain_classifier_alone_are_not_chosen(tmp_path):
     config = replace(CONFIG, epochs=6, validate_every=1, keep="best", patience=2)
     _, result = trained("hyda", tmp_path, model=replace(MODEL, reader_share=0.5), config=config)
@@ -348,6 +362,7 @@ def test_domain_features_are_those_before_the_domain_classifier(tmp_path):
     [
         ("hyda", MODEL, {"held_out": "west"}, "held_out"),
         ("hyda", replace(MODEL, domains=("a", "b")), {"held_out": "a"}, "at least two"),
+        ("erm", replace(MODEL, domains=("a",)), {"held_out": "a"}, "erm needs at least one"),
         ("erm", MODEL, {"external": "none"}, "external"),
         ("hyda", MODEL, {**HELD_OUT, "external": "layer3"}, "external: expected none or"),
         ("hyda", MODEL, {**HELD_OUT, "external": "layer1-layer1"}, "external: expected none or"),
@@ -361,6 +376,18 @@ def test_domain_features_are_those_before_the_domain_classifier(tmp_path):
 def test_what_cannot_be_is_refused_by_name(method, model, settled, message):
     with pytest.raises(InputError, match=message):
         Generalization(method, model, settled)
+
+
+def test_one_source_is_enough_for_methods_that_tell_no_domains_apart(tmp_path):
+    pair = replace(MODEL, domains=("north", "south"), num_sources=1)
+    is_own = {name: np.flatnonzero(own.domains != "east") for name, own in DATA.items()}
+    data = {name: own.select(is_own[name]) for name, own in DATA.items()}
+    for own in data.values():
+        own.values[:, 0] = own.domains == "south"
+    for method in ("erm", "mdan"):
+        trainable, result = trained(method, tmp_path / method, data=data, model=pair)
+        assert trainable.sources == ("north",)
+        assert np.isfinite(result.best_metric)
 
 
 def test_tent_may_be_asked_of_findings_and_needs_batch_normalisation():

@@ -71,6 +71,7 @@ class DomainReader(nn.Module):
         encoder: images to features (B, g); has `num_features`.
         num_sources: S.
         embedding_size: d.
+        learns_task: what trains the embedding trains the encoder too.
         generator: source of the random numbers.
     """
 
@@ -83,10 +84,11 @@ class DomainReader(nn.Module):
         *,
         num_sources: int,
         embedding_size: int,
+        learns_task: bool = False,
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.learns_task = encoder, learns_task
         num_features = int(encoder.num_features)  # type: ignore[arg-type]  # an int of ours
         self.head = nn.Linear(num_features, num_sources)
         self.embed = HyperEmbedding(num_features, embedding_size, generator=generator)
@@ -96,7 +98,8 @@ class DomainReader(nn.Module):
     def forward(self, images: Tensor) -> Reading:
         """Read the domain of images (B, C, *spatial)."""
         features: Tensor = self.encoder(images)
-        return Reading(self.head(features), features, self.embed(features))
+        known = features if self.learns_task else features.detach()
+        return Reading(self.head(features), features, self.embed(known))
 
     @torch.no_grad()
     def follow(self, embedding: Tensor, positions: Tensor) -> None:
