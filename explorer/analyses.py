@@ -24,7 +24,7 @@ from search_spaces.problem import Objective
 from search_spaces.space import Config
 from trainables.adaptation import Adaptation
 from trainables.base import Arrays
-from trainables.generalization import TEST_PART, domain_features
+from trainables.generalization import TEST_PART, domain_features, readings
 
 MAX_SHOWN = 500  # images of a domain, in two dimensions
 NUM_ERRORS = 1.0  # standard errors within which a method is as good as another
@@ -316,7 +316,7 @@ def _features(explored: Explored) -> Analysis:
     """
     results, test = _generalization(explored), explored.images()["test"]
     unseen = _some_unseen(test)
-    places, names, rows = {}, {}, []
+    places, names, rows, notes = {}, {}, [], []
     for domain in results.judged if results.holds_out else results.judged[:1]:
         chosen = dict(results.chosen(results.main, domain))
         trial_id = next(
@@ -326,18 +326,42 @@ def _features(explored: Explored) -> Analysis:
             and (not results.holds_out or settled["held_out"] == domain)
             and chosen.items() <= settled.items()
         )
-        features = domain_features(explored.module(trial_id), unseen.images)
+        module = explored.module(trial_id)
+        features = domain_features(module, unseen.images)
         held_out = domain if results.holds_out else "nothing"
         places[held_out] = _in_two_dimensions(features)
         names[held_out] = np.asarray(unseen.domains)
-        rows.append(
-            {"held_out": held_out, "trial_id": trial_id, **_purity(features, names[held_out])}
-        )
+        row = {"held_out": held_out, "trial_id": trial_id, **_purity(features, names[held_out])}
+        if results.holds_out:
+            own, note = _read_on_lines(module, test, domain, results)
+            row["readings"] = own
+            notes.append(note)
+        rows.append(row)
     notes = [
+        *notes,
         "a domain's value is the share of its images whose five nearest neighbours, among the "
-        "features themselves, are of it, on average"
+        "features themselves, are of it, on average",
     ]
     return Analysis(rows, notes, neighbours(places, names))
+
+
+def _read_on_lines(
+    module: Any, test: Arrays, domain: str, results: GeneralizationResults
+) -> tuple[dict[str, Row], str]:
+    """Where images of a domain are read on every line between sources, and the nearest in words."""
+    own = test.select(np.flatnonzero(np.asarray(test.domains) == domain))
+    rows = {}
+    for line, read in readings(module, own.images).items():
+        low, median, high = np.quantile(read.shares, (0.1, 0.5, 0.9)).tolist()
+        row: Row = {**results.ends(line, domain), "low": low, "median": median, "high": high}
+        rows[line] = {**row, "distance": read.distance}
+    near = min(rows.values(), key=lambda row: float(row["distance"]))
+    note = (
+        f"{domain} is read at {near['median']:.2f} of the way {near['from']} to {near['to']}, "
+        f"eight tenths of its images from {near['low']:.2f} to {near['high']:.2f}, "
+        f"{near['distance']:.2f} of that way beside it"
+    )
+    return rows, note
 
 
 def _some_unseen(test: Arrays) -> Arrays:

@@ -233,7 +233,7 @@ class GeneralizationResults:
                     {
                         "held_out" if self.holds_out else "domain": domain,
                         "line": line,
-                        **self._ends(line, domain),
+                        **self.ends(line, domain),
                         "t": t,
                         self.objective.name: float(np.mean([column[r] for r in own.values()])),
                         "gain": float(np.mean(gains)),
@@ -253,8 +253,8 @@ class GeneralizationResults:
                 found.setdefault((line, t), {})[int(self.columns["seed"][row])] = row
         return dict(sorted(found.items()))
 
-    def _ends(self, line: str, domain: str) -> Row:
-        """The two domains that a line joins, where this one is held out; `own` for what is read."""
+    def ends(self, line: str, domain: str) -> Row:
+        """The two domains that a line joins where this one is held out; `own` for what is read."""
         sources = [n for n in self.domains if n != domain or not self.holds_out]
         start, end = (OWN if k is None else sources[k] for k in ends_of(line))
         return {"from": start, "to": end}

@@ -17,7 +17,8 @@ domain and then what is predicted: a class (v = 1), findings (v = k), or a numbe
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -667,15 +668,58 @@ def domain_features(module: nn.Module, images: NDArray[np.float32]) -> NDArray[n
     Raises:
         InputError: it has no such encoder.
     """
+    return _read(_reader(module), images, lambda reading: reading.features)
+
+
+def _reader(module: nn.Module) -> DomainReader:
     assert isinstance(module, GeneralizingModule)
-    reader = module.network.reader
-    if reader is None:
+    if module.network.reader is None:
         raise InputError("features: this method reads no domain; ask of hyda")
-    size = evaluation_batch_size(images.shape[2:])
+    return module.network.reader
+
+
+def _read(
+    reader: DomainReader, images: NDArray[np.float32], what: Callable[[Reading], Tensor]
+) -> NDArray[np.float64]:
+    batches = torch.from_numpy(images).split(evaluation_batch_size(images.shape[2:]))
     with torch.inference_mode():
-        batches = torch.from_numpy(images).split(size)
-        features = torch.cat([reader(batch).features for batch in batches])
-    found: NDArray[np.float64] = features.double().numpy()
+        found: NDArray[np.float64] = torch.cat([what(reader(b)) for b in batches]).double().numpy()
+    return found
+
+
+@dataclass(frozen=True)
+class Readings:
+    """Where the embeddings of images lie on the line between two sources' centroids.
+
+    Attributes:
+        shares: (n,) of the way, of the nearest point of the line.
+        distance: of the embeddings from the line, root of the mean square, in its lengths.
+    """
+
+    shares: NDArray[np.float64]
+    distance: float
+
+
+def readings(module: nn.Module, images: NDArray[np.float32]) -> dict[str, Readings]:
+    """Of each line between two sources: where the domain encoder places images (n, C, *spatial).
+
+    Raises:
+        InputError: the method has no such encoder.
+    """
+    reader = _reader(module)
+    points = _read(reader, images, lambda reading: reading.embedding)
+    centroids = reader.centroids.double().numpy()
+    found = {}
+    for line in line_names(len(centroids)):
+        start, end = ends_of(line)
+        if start is None or end is None:
+            continue
+        way = centroids[end] - centroids[start]
+        length = float(np.linalg.norm(way))
+        shares = (points - centroids[start]) @ way / max(length, 1e-12) ** 2
+        away = points - centroids[start] - shares[:, None] * way
+        distance = math.sqrt((away**2).sum(axis=1).mean()) / max(length, 1e-12)
+        found[line] = Readings(shares, distance)
     return found
 
 

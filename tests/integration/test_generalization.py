@@ -95,6 +95,10 @@ def test_analyses_leave_a_figure_and_a_table(runs_dir, explorer, name):
         assert ends == {("own", "domain_0"), ("own", "domain_2"), ("domain_0", "domain_2")}
     else:
         assert [r["held_out"] for r in rows] == list(DOMAINS)
+        read = rows[1]["readings"]["source1-to-source2"]
+        assert (read["from"], read["to"]) == ("domain_0", "domain_2")
+        assert read["low"] <= read["median"] <= read["high"]
+        assert any(note.startswith("domain_1 is read at ") for note in told["notes"])
 
 
 def test_query_answers_within_a_budget(runs_dir, explorer):

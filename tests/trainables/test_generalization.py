@@ -18,6 +18,7 @@ from trainables.generalization import (
     GeneralizationModel,
     domain_features,
     external_layers,
+    readings,
 )
 from trainables.train_loop import PlainContext, evaluate_network, train
 
@@ -355,6 +356,26 @@ def test_domain_features_are_those_before_the_domain_classifier(tmp_path):
     assert features.shape == (30, 6)
     with pytest.raises(InputError, match="reads no domain"):
         domain_features(Generalization("erm", MODEL, HELD_OUT).build(0), DATA["test"].images)
+
+
+def test_readings_are_shares_of_the_way_between_centroids(tmp_path):
+    trainable, result = trained("hyda", tmp_path)
+    module = module_of(trainable, result)
+    images = DATA["test"].images
+    with torch.no_grad():
+        points = module.network.reader(torch.from_numpy(images)).embedding.double()
+    module.network.reader.centroids[:] = torch.stack([points[0], points[1]])
+    found = readings(module, images)
+    assert set(found) == {"source1-to-source2"}  # the lines that begin where images are read: none
+    read = found["source1-to-source2"]
+    assert read.shares[:2] == pytest.approx([0, 1], abs=1e-5)
+    way = (points[1] - points[0]).numpy()
+    beside = points.numpy() - points[0].numpy() - read.shares[:, None] * way
+    assert np.abs(beside @ way).max() < 1e-5
+    length = np.linalg.norm(way)
+    assert read.distance == pytest.approx(np.sqrt((beside**2).sum(1).mean()) / length, rel=1e-5)
+    with pytest.raises(InputError, match="reads no domain"):
+        readings(Generalization("erm", MODEL, HELD_OUT).build(0), images)
 
 
 @pytest.mark.parametrize(
