@@ -39,6 +39,32 @@ class Operation:
     size: Size
 
 
+class Ledger:
+    """Operations of a forward pass on one image, as they are written down one after the other.
+
+    Attributes:
+        operations: so far.
+        held: numbers of earlier tensors that a later step reads, beside those of the step itself.
+    """
+
+    def __init__(self) -> None:
+        self.operations: list[Operation] = []
+        self.held = 0
+
+    def convolve(self, name: str, before: int, after: int, size: Size, *, kernel: int) -> None:
+        """A convolution between features at one size; `kernel` is the number of its taps."""
+        area = math.prod(size)
+        self.note(name, (before + after) * area, size, macs=kernel * before * after * area)
+
+    def resize(self, name: str, channels: int, before: Size, after: Size) -> None:
+        """Features brought from one size to another."""
+        self.note(name, channels * (math.prod(before) + math.prod(after)), after)
+
+    def note(self, name: str, elements: int, size: Size, *, macs: int = 0) -> None:
+        """Anything else, with the numbers that it reads and writes."""
+        self.operations.append(Operation(name, macs, self.held + elements, size))
+
+
 def costs(operations: Sequence[Operation], *, num_parameters: int) -> dict[str, float]:
     """Return macs, flops (2 macs), parameters, activation_bytes (peak, float32, batch of one)."""
     macs = sum(operation.macs for operation in operations)

@@ -31,6 +31,7 @@ from trainables.hypernetwork import (
 )
 from trainables.losses import cross_entropy, soft_dice_loss
 from trainables.metrics.segmentation import dice_per_label, mean_over_labels
+from trainables.networks.blocks import resized
 from trainables.networks.unet import UNet
 
 
@@ -238,9 +239,13 @@ class ScaleSpaceSegmentation(Trainable):
     ) -> Tensor:
         z = self.encoded(conditioning, images.device)
         structure = self.structure(conditioning)
-        logits = module(z, images, self.factors(conditioning), structure=structure).float()
+        inputs = (images, self.factors(conditioning))
         criterion = soft_dice_loss if stage == "soft_dice" else cross_entropy
-        return criterion(logits, masks)
+        if not getattr(structure, "is_supervised_at_every_level", False):
+            return criterion(module(z, *inputs, structure=structure).float(), masks)
+        found = module(z, *inputs, True, structure=structure)
+        losses = [criterion(resized(one.float(), masks.shape[1:]), masks) for one in found]
+        return torch.stack(losses).mean()
 
     @torch.no_grad()
     def materialize(self, module: nn.Module, conditioning: Config) -> MaterializedNetwork:

@@ -379,7 +379,7 @@ def test_folder_is_no_spec(tmp_path):
         ("baselines=[{method: fixed, grid: {phi: [lots]}}]", "fixed: phi must be a number, got"),
         ("baselines=[{method: fixed, grid: {psi: [0.5]}}]", "baselines: fixed: expected values"),
         ("baselines=[{method: best}]", "unknown method 'best'"),
-        ("model.network=vnet", "unknown model.network 'vnet'; known: unet"),
+        ("model.network=vnet", "unknown model.network 'vnet'; known: fpn, pspnet"),
         ("model.options={depth: 3}", "model.options of unet: .*unexpected keyword.*'depth'"),
         ("model.options={interpolation: cubic}", "model: unet: interpolation must be one of"),
         ("model.choices={interpolation: [linear, cubic]}", "must be one of .*, got 'cubic'"),

@@ -591,7 +591,7 @@ def test_damaged_exports_are_refused_by_name(call, tmp_path):
     with pytest.raises(InputError, match=r"network\.json is damaged"):
         load_network(tmp_path / "o")
     description.write_text(text.replace('"unet"', '"vnet"'))
-    with pytest.raises(InputError, match=r"unknown model\.network 'vnet'; known: unet"):
+    with pytest.raises(InputError, match=r"unknown model\.network 'vnet'; known: fpn, pspnet"):
         load_network(tmp_path / "o")
     description.write_text(text.replace('"format_version": 1', '"format_version": 9'))
     with pytest.raises(InputError, match="expected format_version 1, got 9"):

@@ -6,16 +6,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from trainables.cost import Operation, costs, rescaled_size
+from trainables.networks.architectures import NETWORKS
 from trainables.networks.unet import UNet
 
 
-def make_unet(num_dims=2, rounding="round"):
+def make_network(name, num_dims, rounding):
     with torch.device("meta"):
-        return UNet(
+        return NETWORKS[name](
             in_channels=2,
             out_channels=4,
-            encoder_widths=(3, 5, 4),
-            decoder_widths=(6, 2),
+            encoder_widths=(3, 5, 5),
+            decoder_widths=(6, 6) if name == "fpn" else (6, 2),
             num_dims=num_dims,
             rounding=rounding,
         )
@@ -74,26 +75,30 @@ EXTREMES = [
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize(
     ("num_dims", "size", "factors", "rounding"), [*random_cases(20), *EXTREMES]
 )
-def test_macs_are_half_of_what_torch_counts(num_dims, size, factors, rounding):
-    unet = make_unet(num_dims, rounding)
+def test_macs_are_half_of_what_torch_counts(name, num_dims, size, factors, rounding):
+    network = make_network(name, num_dims, rounding)
     with FlopCounterMode(display=False) as counter:
-        unet(torch.empty(1, 2, *size, device="meta"), factors)
-    operations = unet.operations(size, factors)
+        network(torch.empty(1, 2, *size, device="meta"), factors)
+    operations = network.operations(size, factors)
     assert 2 * sum(operation.macs for operation in operations) == counter.get_total_flops()
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize(
     ("num_dims", "size", "factors", "rounding"), [*random_cases(12), *EXTREMES]
 )
-def test_live_elements_equal_the_liveness_of_a_recorded_pass(num_dims, size, factors, rounding):
-    unet = make_unet(num_dims, rounding)
-    with LiveElements(list(unet.parameters())) as recorded:
-        unet(torch.empty(1, 2, *size, device="meta"), factors)
-    operations = unet.operations(size, factors)
+def test_live_elements_equal_the_liveness_of_a_recorded_pass(
+    name, num_dims, size, factors, rounding
+):
+    network = make_network(name, num_dims, rounding)
+    with LiveElements(list(network.parameters())) as recorded:
+        network(torch.empty(1, 2, *size, device="meta"), factors)
+    operations = network.operations(size, factors)
     assert max(operation.live_elements for operation in operations) == recorded.peak()
 
 

@@ -22,6 +22,9 @@ class PrimaryNetwork(Protocol):
         arguments: keywords that construct the same network again, JSON values only.
         in_channels: C of the input.
         num_rescalings: factors that a forward pass takes.
+
+    A network with an attribute `is_supervised_at_every_level` that is true takes a third argument;
+    where it is true, `forward` returns a list of logits of any sizes, whose mean loss is trained.
     """
 
     @property
