@@ -14,7 +14,13 @@ from numpy.typing import NDArray
 
 from explorer.adaptation_figures import against_blocks, against_price, in_words, on_network, violins
 from explorer.adaptations import AdaptationResults, Row
-from explorer.generalization_figures import along_lines, at_test_time, bars, neighbours
+from explorer.generalization_figures import (
+    against_parameters,
+    along_lines,
+    at_test_time,
+    bars,
+    neighbours,
+)
 from explorer.generalizations import EVERY, GeneralizationResults
 from explorer.measurements import Columns
 from explorer.models import build_trainable, domains_of, method_of
@@ -266,6 +272,28 @@ def _domains(explored: Explored) -> Analysis:
     return Analysis(rows, notes, figure)
 
 
+def _training_parameters(explored: Explored) -> Analysis:
+    results = _generalization(explored)
+    quality, found = results.objective.name, results.parameters_table()
+    if not any(row["setting"] for row in found):
+        raise InputError(
+            f"{explored.exploration_id}: every method was trained for one value of everything; "
+            f"name several in train.grid, such as external: [none, layer2]"
+        )
+    base = next((row["parameters"] for row in found if row["method"] == "erm"), None)
+    shown = ("error", "gain", "gain_error", "parameters", "macs", "train_s")
+    rows: list[Row] = []
+    for row in found:
+        own: Row = {name: row[name] for name in ("method", "setting", "validation", quality)}
+        own |= {name: row[name] for name in shown}
+        if base is not None:
+            own["added_parameters"] = row["parameters"] - base
+        rows.append(own)
+    notes = ["validation is of the domains that were trained on; gain is against erm, over seeds"]
+    figure = against_parameters(rows, metric=quality, main=results.main)
+    return Analysis(rows, notes, figure)
+
+
 def _test_time(explored: Explored) -> Analysis:
     results = _generalization(explored)
     quality = results.objective.name
@@ -396,6 +424,11 @@ def _purity(features: NDArray[np.float64], names: NDArray[Any]) -> dict[str, flo
 ANALYSES: dict[str, _Named] = {
     "domains": _Named(
         "every method with each domain held out, over seeds; bars", "generalization", _domains
+    ),
+    "parameters": _Named(
+        "every value of the training parameters that a grid names, against its cost",
+        "generalization",
+        _training_parameters,
     ),
     "cost": _Named("what a prediction costs each method", "generalization", _test_time),
     "interpolation": _Named(

@@ -149,3 +149,34 @@ def at_test_time(rows: Sequence[Row], *, metric: str, main: str) -> Figure:
     ]
     draw_legend(figure, handles)
     return figure
+
+
+def against_parameters(rows: Sequence[Row], *, metric: str, main: str) -> Figure:
+    """A metric on test against the number of parameters, a point per training setting, named.
+
+    Args:
+        rows: of `GeneralizationResults.parameters_table`.
+        metric: name of the values.
+        main: the exploration's own method.
+    """
+    colors = colors_of((row["method"] for row in rows), main)
+    figure = Figure(figsize=(8.6, 1.4 + 0.32 * len(rows)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=[1.6, 1])
+    names = []
+    for place, row in enumerate(rows):
+        color = colors[row["method"]]
+        left.errorbar(row[metric], place, xerr=row["error"], color=color, fmt="o", markersize=6)
+        left.plot(row["validation"], place, "|", color=color, markersize=12, markeredgewidth=2)
+        right.barh(place, row["parameters"], 0.7, color=color, alpha=0.6)
+        values = ", ".join(f"{name} {value}" for name, value in row["setting"].items())
+        names.append(f"{row['method']} {values}".rstrip())
+    for axes in (left, right):
+        decorate(axes)
+    left.set_yticks(range(len(rows)), names)
+    left.invert_yaxis()
+    left.set_xlabel(f"{name_of(metric)}, mean over domains")
+    right.set_xlabel("Parameters")
+    test = Line2D([], [], color=_GREY, marker="o", linestyle="", label="test, domain held out")
+    val = Line2D([], [], color=_GREY, marker="|", linestyle="", markersize=10, label="validation")
+    draw_legend(figure, [test, val])
+    return figure

@@ -80,6 +80,23 @@ class GeneralizationResults:
             rows += [*own, self._mean_row(own)]
         return [{**row, **self._gain(row, rows)} for row in rows]
 
+    def parameters_table(self) -> list[Row]:
+        """A row for each method and its training parameters, on average over domains.
+
+        `validation` is of the source domains' images, all else of test images.
+        """
+        rows = []
+        for method in self.methods:
+            settings = dict.fromkeys(self._training(row) for row in self._rows(method, "test"))
+            for setting in settings:
+                own = [self._row(method, domain, setting) for domain in self.judged]
+                rows.append({**self._mean_row(own), "validation": self._on_val(method, setting)})
+        return [{**row, **self._gain(row, rows)} for row in rows]
+
+    def _on_val(self, method: str, setting: Setting) -> float:
+        own = [row for row in self._rows(method, "val") if self._training(row) == setting]
+        return float(np.mean(self.columns[f"metric/{self.objective.name}"][own]))
+
     def chosen(self, method: str, domain: str) -> Setting:
         """A method's training parameters that are best on validation, its embedding read.
 
@@ -139,8 +156,9 @@ class GeneralizationResults:
             if self._training(row) == chosen and self._held_out[row] in (domain, NO_DOMAIN)
         ]
 
-    def _row(self, method: str, domain: str) -> Row:
-        chosen = self.chosen(method, domain)
+    def _row(self, method: str, domain: str, setting: Setting | None = None) -> Row:
+        """Of the training parameters that are chosen on validation, or of others."""
+        chosen = self.chosen(method, domain) if setting is None else setting
         rows = self._of_domain(method, domain, chosen)
         if not rows:
             raise InputError(f"{method} was not measured on test with {domain} held out")

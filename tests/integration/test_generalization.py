@@ -62,7 +62,7 @@ def test_points_are_means_over_domains_and_seeds(runs_dir):
     assert erm.test_metrics["balanced_accuracy"] == pytest.approx(np.mean(by_domain), rel=1e-12)
 
 
-@pytest.mark.parametrize("name", ["domains", "cost", "interpolation", "features"])
+@pytest.mark.parametrize("name", ["domains", "parameters", "cost", "interpolation", "features"])
 def test_analyses_leave_a_figure_and_a_table(runs_dir, explorer, name):
     ended = explorer("analyze", "held-1", name, "--runs-dir", runs_dir, "--json")
     assert ended.code == 0, ended.stderr
@@ -83,6 +83,15 @@ def test_analyses_leave_a_figure_and_a_table(runs_dir, explorer, name):
             assert row["balanced_accuracy"] == pytest.approx(np.mean(own), rel=1e-12)
         hyda, erm = (means[m]["balanced_accuracy"] for m in ("hyda", "erm"))
         assert means["hyda"]["gain"] == pytest.approx(hyda - erm, abs=1e-12)
+    elif name == "parameters":
+        assert [r["setting"].get("external") for r in rows] == [
+            "layer2",
+            "layer1-layer2",
+            *[None] * 3,
+        ]
+        added = [r["added_parameters"] for r in rows]
+        assert added[1] > added[0] > 0 == added[2]
+        assert all(0 <= r["validation"] <= 1 for r in rows)
     elif name == "cost":
         steps = {r["method"]: r["gradient_steps"] for r in rows}
         assert steps == {"hyda": 0, "erm": 0, "mdan": 0, "tent": 2}
