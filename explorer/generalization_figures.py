@@ -168,7 +168,8 @@ def against_parameters(rows: Sequence[Row], *, metric: str, main: str) -> Figure
         left.errorbar(row[metric], place, xerr=row["error"], color=color, fmt="o", markersize=6)
         left.plot(row["validation"], place, "|", color=color, markersize=12, markeredgewidth=2)
         right.barh(place, row["parameters"], 0.7, color=color, alpha=0.6)
-        values = ", ".join(f"{name} {value}" for name, value in row["setting"].items())
+        setting = row["setting"].items()
+        values = ", ".join(f"{n} {x:g}" if isinstance(x, float) else str(x) for n, x in setting)
         names.append(f"{row['method']} {values}".rstrip())
     for axes in (left, right):
         decorate(axes)
