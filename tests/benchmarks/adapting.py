@@ -12,7 +12,7 @@ from explorer.specs import load_spec
 
 METHODS = ("erm", "hyda", "tent")
 BATCH_SIZES = (1, 8)
-NUM_ROUNDS = 5
+NUM_ROUNDS = 3
 NUM_CALLS = {"erm": 8, "hyda": 8, "tent": 1}  # of a round and an image
 MOST, LEAST = 1.5, 3.0  # HyDA's time to ERM's, TENT's to HyDA's
 
@@ -49,6 +49,7 @@ def row(batch_size: int) -> dict[str, Any]:
     macs = {name: trainable.costs({})["macs"] for name, trainable in trainables.items()}
     return {
         "batch": batch_size,
+        "num_threads": 1,
         "erm_ms": round(float(erm), 1),
         "hyda_ms": round(float(hyda), 1),
         "tent_ms": round(float(tent), 1),
