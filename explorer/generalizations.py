@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from explorer.measurements import Columns
 from search_spaces.errors import InputError
-from search_spaces.generalization import OWN, ends_of
+from search_spaces.generalization import GROUP, OWN, ends_of
 from search_spaces.problem import Objective
 from trainables.generalization import NO_DOMAIN
 
@@ -25,6 +25,7 @@ Row = dict[str, Any]
 Setting = tuple[tuple[str, float | str], ...]
 EVERY = "mean"  # of the domains held out
 CONDITIONINGS = ("line", "t")
+BY_GROUP = " by group"  # behind a method whose embeddings are averaged over a domain's images
 
 
 class GeneralizationResults:
@@ -57,9 +58,11 @@ class GeneralizationResults:
 
     @cached_property
     def methods(self) -> list[str]:
-        """The exploration's own method, then the others in the order of recording."""
+        """The exploration's own, with embeddings read by image and by group, then the others."""
         names = dict.fromkeys(self.columns["method"].tolist())
-        return [self.main, *(name for name in names if name != self.main)]
+        by_group = f"{self.main}{BY_GROUP}"
+        own = [self.main, *([by_group] if self._rows(by_group, "val") else [])]
+        return [*own, *(name for name in names if name != self.main)]
 
     @cached_property
     def judged(self) -> list[str]:
@@ -116,14 +119,18 @@ class GeneralizationResults:
         return min(losses, key=losses.__getitem__)
 
     def _rows(self, method: str, split: str) -> list[int]:
-        """Rows of a method where the embedding is read."""
-        is_own = (self.columns["method"] == method) & (self.columns["split"] == split)
+        """Rows of a method where the embedding is read, by image or by group."""
+        name, is_grouped = method.removesuffix(BY_GROUP), method.endswith(BY_GROUP)
+        is_own = (self.columns["method"] == name) & (self.columns["split"] == split)
         found = []
         seen = set()
         for row in np.flatnonzero(is_own).tolist():
             line, t = self._place(row)
             key = (self.columns["trial_id"][row], self._training(row))
-            if (line is None or (line.startswith(OWN) and t == 0)) and key not in seen:
+            is_read = line is None or (line.startswith(OWN) and t == 0)
+            if is_grouped:
+                is_read = line is not None and ends_of(line) == (OWN, GROUP) and t == 1
+            if is_read and key not in seen:
                 seen.add(key)  # of the lines that begin there, one
                 found.append(row)
         return found
@@ -274,7 +281,7 @@ class GeneralizationResults:
     def ends(self, line: str, domain: str) -> Row:
         """The two domains that a line joins where this one is held out; `own` for what is read."""
         sources = [n for n in self.domains if n != domain or not self.holds_out]
-        start, end = (OWN if k is None else sources[k] for k in ends_of(line))
+        start, end = (sources[k] if isinstance(k, int) else k for k in ends_of(line))
         return {"from": start, "to": end}
 
 

@@ -216,6 +216,7 @@ def _generalization_model(spec: ExplorationSpec) -> GeneralizationModel:
         weight_decay=section.weight_decay,
         reader_share=reader.pretraining,
         learns_task=reader.learns_task,
+        group_size=reader.group_size,
         confusion_weight=mdan.weight,
         sharpness=mdan.sharpness,
         num_steps=tent.num_steps,

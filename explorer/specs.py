@@ -199,7 +199,8 @@ class ReaderSpec(Section):
     `network` is a name in `ENCODERS`, with its `options`. For the share `pretraining` of the epochs
     it is trained alone. The weights are those of the cross-entropy of domains, of the
     multi-similarity loss and of the mean square of generated weights. With `learns_task` the loss
-    of the task trains the encoder too.
+    of the task trains the encoder too. Where embeddings are averaged over a group, images of one
+    domain that are asked about together, it is over `group_size` of them at most.
     """
 
     network: str = "small"
@@ -210,6 +211,7 @@ class ReaderSpec(Section):
     similarity_weight: Annotated[Number, Field(ge=0)] = 1.0
     generated_weight: Annotated[Number, Field(ge=0)] = 1e-3
     learns_task: bool = False
+    group_size: Count = 32
 
 
 class ConfusionSpec(Section):

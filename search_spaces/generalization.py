@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations
+from typing import Literal, TypeAlias
 
 from search_spaces.problem import Objective, Problem
 from search_spaces.space import (
@@ -24,24 +25,32 @@ PARAMETERS: dict[str, Parameter] = {
     "generated_weight": FloatParameter("generated_weight", 0.0, 1e3, role="training"),
 }
 KNOWN_COSTS = ("macs", "flops", "parameters", "activation_bytes", "gradient_steps")
-OWN = "own"
+OWN, GROUP = "own", "group"
+Place: TypeAlias = int | Literal["own", "group"]
 _TO = "-to-"
 
 
 def line_names(num_sources: int) -> tuple[str, ...]:
-    """The lines on which an embedding may lie: from its own place, or from one source's centroid,
-    to another source's. Sources are counted from 1, in the order of the domains without the one
-    that is held out.
+    """The lines on which an embedding may lie: from its own place to the mean of its group, or to a
+    source's centroid, and from one source's centroid to another's. Sources are counted from 1, in
+    the order of the domains without the one that is held out.
     """  # noqa: D205
     ends = [OWN, *(f"source{k + 1}" for k in range(num_sources))]
-    return tuple(f"{a}{_TO}{b}" for a, b in combinations(ends, 2))
+    return (f"{OWN}{_TO}{GROUP}", *(f"{a}{_TO}{b}" for a, b in combinations(ends, 2)))
 
 
-def ends_of(line: str) -> tuple[int | None, int | None]:
-    """Positions of the two sources that a line joins; None: the embedding's own place."""
+def ends_of(line: str) -> tuple[Place, Place]:
+    """What a line joins: positions of sources, the embedding's own place, or its group's mean."""
     first, last = line.split(_TO)
-    start, end = (None if e == OWN else int(e.removeprefix("source")) - 1 for e in (first, last))
-    return start, end
+    return _place(first), _place(last)
+
+
+def _place(name: str) -> Place:
+    if name == OWN:
+        return "own"
+    if name == GROUP:
+        return "group"
+    return int(name.removeprefix("source")) - 1
 
 
 def embedding_space(num_sources: int) -> SearchSpace:

@@ -31,6 +31,8 @@ from torch.nn import functional as F
 
 from search_spaces.errors import InputError, unknown_name
 from search_spaces.generalization import (
+    GROUP,
+    OWN,
     PARAMETERS,
     embedding_space,
     ends_of,
@@ -91,6 +93,7 @@ class GeneralizationModel:
         weight_decay: of everything that is trained.
         reader_share: of the epochs, in which the domain classifier alone is trained.
         learns_task: the loss of the task trains the domain encoder too.
+        group_size: images whose embeddings are averaged, where they are, at most.
         confusion_weight: mu of MDAN.
         sharpness: gamma of MDAN, how far the source that does worst counts most.
         num_steps: of TENT for each batch.
@@ -120,6 +123,7 @@ class GeneralizationModel:
     weight_decay: float = 1e-2
     reader_share: float = 1 / 6
     learns_task: bool = False
+    group_size: int = 32
     confusion_weight: float = 1e-2
     sharpness: float = 10.0
     num_steps: int = 10
@@ -178,15 +182,27 @@ class Predictor(nn.Module):
     Args:
         network: frozen.
         mix: where the embedding lies; None: where it is read.
+        group_size: images whose embeddings are averaged, where they are.
+
+    Attributes:
+        batch_size: images that should be asked about together; None: any number.
     """
 
-    def __init__(self, network: ConditionedNetwork, mix: Mix | None) -> None:
+    batch_size: int | None
+
+    def __init__(self, network: ConditionedNetwork, mix: Mix | None, group_size: int = 32) -> None:
         super().__init__()
         self.network, self.mix = network, mix
+        is_grouped = mix is not None and GROUP in (mix.start, mix.end)
+        self.batch_size = group_size if is_grouped else None
 
-    def run(self, images: Tensor) -> Outputs:
-        """Everything that is told of images."""
-        outputs: Outputs = self.network(images, self.mix)
+    def run(self, images: Tensor, groups: Tensor | None = None) -> Outputs:
+        """Everything that is told of images, whose groups (B,) are numbers of domains.
+
+        A group is what is known to come from one place, such as a scanner; without groups, all of
+        the images.
+        """
+        outputs: Outputs = self.network(images, self.mix, groups)
         return outputs
 
     def forward(self, images: Tensor) -> Tensor:
@@ -230,7 +246,7 @@ class AdaptingPredictor(Predictor):
         parameters = [p for p in adapted.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(parameters, lr=step_size)
 
-    def run(self, images: Tensor) -> Outputs:
+    def run(self, images: Tensor, groups: Tensor | None = None) -> Outputs:
         with torch.inference_mode(mode=False), torch.enable_grad():
             batches = images.clone().split(self.batch_size)
             scores = torch.cat([self._adapted(batch) for batch in batches])
@@ -331,7 +347,8 @@ class Generalization(Trainable):
         self.problem = generalization_problem(OBJECTIVES[model.predicts], tuple(space))
         self.metrics = self._metric_names()
         if space:
-            self.always_asked = ({"line": line_names(model.num_sources)[0], "t": 0.0},)
+            line = line_names(model.num_sources)[0]  # from each image's own place to its group's
+            self.always_asked = ({"line": line, "t": 0.0}, {"line": line, "t": 1.0})
         self.stages = self._stages()
 
     def _check_method(self) -> None:
@@ -589,12 +606,12 @@ class Generalization(Trainable):
             start, end = ends_of(str(conditioning["line"]))
             share = float(conditioning["t"])
             # on its own place an embedding is what was read, to the last bit
-            mix = None if start is None and share == 0 else Mix(start, end, share)
-        return _Scaled(module, mix)
+            mix = None if start == OWN and share == 0 else Mix(start, end, share)
+        return _Scaled(module, mix, self.model.group_size)
 
     def evaluate(self, network: nn.Module, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
         assert isinstance(network, Predictor)
-        outputs = network.run(images)
+        outputs = network.run(images, masks[:, 0])
         scores = outputs.scores
         values = {f"score/{k}": scores[:, k] for k in range(scores.shape[1])}
         if outputs.reading is not None:
@@ -712,7 +729,7 @@ def readings(module: nn.Module, images: NDArray[np.float32]) -> dict[str, Readin
     found = {}
     for line in line_names(len(centroids)):
         start, end = ends_of(line)
-        if start is None or end is None:
+        if not isinstance(start, int) or not isinstance(end, int):
             continue
         way = centroids[end] - centroids[start]
         length = float(np.linalg.norm(way))
@@ -726,12 +743,12 @@ def readings(module: nn.Module, images: NDArray[np.float32]) -> dict[str, Readin
 class _Scaled(Predictor):
     """A predictor whose numbers are in the unit of the targets; classes are left alone."""
 
-    def __init__(self, module: GeneralizingModule, mix: Mix | None) -> None:
-        super().__init__(module.network, mix)
+    def __init__(self, module: GeneralizingModule, mix: Mix | None, group_size: int) -> None:
+        super().__init__(module.network, mix, group_size)
         self.mean, self.spread = module.mean, module.spread
 
-    def run(self, images: Tensor) -> Outputs:
-        outputs = super().run(images)
+    def run(self, images: Tensor, groups: Tensor | None = None) -> Outputs:
+        outputs = super().run(images, groups)
         return outputs._replace(scores=outputs.scores.float() * self.spread + self.mean)
 
 

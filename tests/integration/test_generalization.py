@@ -42,8 +42,8 @@ def runs_dir(explorer, tmp_path_factory):
         MLFLOW_TRACKING_URI=f"sqlite:///{folder / 'mlflow.db'}",
     )
     assert ended.code == 0, ended.stderr
-    # splits, domains held out, seeds; two kinds of hyda on three lines of three places
-    num_rows = 2 * 3 * 2 * (2 * 9 + 3)
+    # splits, domains held out, seeds; two kinds of hyda on four lines of three places
+    num_rows = 2 * 3 * 2 * (2 * 12 + 3)
     assert json.loads(ended.stdout)["num_measurements"] == num_rows
     return folder / "runs"
 
@@ -52,7 +52,7 @@ def test_points_are_means_over_domains_and_seeds(runs_dir):
     exploration = open_exploration("held-1", runs_dir)
     table = exploration.points(method="hyda")
     points = [table.point(k) for k in range(len(table))]
-    assert len(points) == 18
+    assert len(points) == 24
     assert {p.conditioning["external"] for p in points} == {"layer2", "layer1-layer2"}
     assert {p.num_seeds for p in points} == {2}
     assert all(len(p.trial_ids) == 6 for p in points)
@@ -74,7 +74,7 @@ def test_analyses_leave_a_figure_and_a_table(runs_dir, explorer, name):
     if name == "domains":
         assert [r["held_out"] for r in rows if r["method"] == "erm"] == [*DOMAINS, "mean"]
         means = {r["method"]: r for r in rows if r["held_out"] == "mean"}
-        assert set(means) == {"hyda", "erm", "mdan", "tent"}
+        assert list(means) == ["hyda", "hyda by group", "erm", "mdan", "tent"]
         counts = [r["num_images"] for r in rows if r["method"] == "erm"]
         assert all(0 < count < 90 / 3 for count in counts[:-1])
         assert counts[-1] == sum(counts[:-1])
@@ -85,23 +85,27 @@ def test_analyses_leave_a_figure_and_a_table(runs_dir, explorer, name):
         assert means["hyda"]["gain"] == pytest.approx(hyda - erm, abs=1e-12)
     elif name == "parameters":
         assert [r["setting"].get("external") for r in rows] == [
-            "layer2",
-            "layer1-layer2",
+            *["layer2", "layer1-layer2"] * 2,
             *[None] * 3,
         ]
         added = [r["added_parameters"] for r in rows]
-        assert added[1] > added[0] > 0 == added[2]
+        assert added[3] == added[1] > added[0] > 0 == added[4]
         assert all(0 <= r["validation"] <= 1 for r in rows)
     elif name == "cost":
         steps = {r["method"]: r["gradient_steps"] for r in rows}
-        assert steps == {"hyda": 0, "erm": 0, "mdan": 0, "tent": 2}
+        assert steps == {"hyda": 0, "hyda by group": 0, "erm": 0, "mdan": 0, "tent": 2}
         assert next(r["added_parameters"] for r in rows if r["method"] == "hyda") > 0
     elif name == "interpolation":
-        assert len(rows) == 3 * 9
+        assert len(rows) == 3 * 12
         start = [r for r in rows if r["from"] == "own" and r["t"] == 0]
         assert {r["gain"] for r in start} == {0.0}
         ends = {(r["from"], r["to"]) for r in rows if r["held_out"] == "domain_1"}
-        assert ends == {("own", "domain_0"), ("own", "domain_2"), ("domain_0", "domain_2")}
+        assert ends == {
+            ("own", "group"),
+            ("own", "domain_0"),
+            ("own", "domain_2"),
+            ("domain_0", "domain_2"),
+        }
     else:
         assert [r["held_out"] for r in rows] == list(DOMAINS)
         read = rows[1]["readings"]["source1-to-source2"]

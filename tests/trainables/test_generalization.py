@@ -185,6 +185,31 @@ def test_an_embedding_on_its_own_place_is_the_one_that_is_read(tmp_path):
         assert not torch.allclose(read, half(images), atol=1e-4)
 
 
+def test_the_mean_of_a_group_is_over_the_images_of_its_domain(tmp_path):
+    trainable, result = trained("hyda", tmp_path)
+    module = module_of(trainable, result)
+    samples = DATA["val"]
+    images, domains = torch.from_numpy(samples.images), torch.from_numpy(samples.values[:, 0])
+    network = trainable.materialize(module, {"line": "own-to-group", "t": 1.0})
+    half = trainable.materialize(module, {"line": "own-to-group", "t": 0.5})
+    assert (network.batch_size, trainable.materialize(module, {}).batch_size) == (32, None)
+    with torch.inference_mode():
+        read = module.network.reader(images).embedding
+        features = module.network.backbone(images)
+        for name in range(3):
+            own = domains == name
+            mean = read[own].mean(0, keepdim=True)
+            for mixed, place in ((network, mean), (half, (read[own] + mean) / 2)):
+                scores, _ = module.network.head(features[own], place.expand(int(own.sum()), -1))
+                found = mixed.run(images, domains).scores[own]
+                torch.testing.assert_close(found, scores, rtol=1e-4, atol=1e-4)
+                together = mixed.run(images[own]).scores
+                torch.testing.assert_close(together, scores, rtol=1e-4, atol=1e-4)
+    values = trainable.evaluate(network, images, torch.from_numpy(samples.values))
+    expected = network.run(images, domains).scores
+    assert torch.equal(values["score/0"], expected[:, 0])
+
+
 def test_centroids_are_those_of_the_sources_embeddings(tmp_path):
     trainable, result = trained("hyda", tmp_path, config=replace(CONFIG, epochs=40))
     module = module_of(trainable, result)
@@ -423,9 +448,10 @@ def test_tent_may_be_asked_of_findings_and_needs_batch_normalisation():
 
 
 def test_lines_join_every_two_places():
-    assert line_names(2) == ("own-to-source1", "own-to-source2", "source1-to-source2")
-    assert len(line_names(3)) == 6
-    assert [ends_of(name) for name in line_names(2)] == [(None, 0), (None, 1), (0, 1)]
+    lines = ("own-to-group", "own-to-source1", "own-to-source2", "source1-to-source2")
+    assert line_names(2) == lines
+    assert len(line_names(3)) == 7
+    assert [ends_of(name) for name in lines] == [("own", "group"), ("own", 0), ("own", 1), (0, 1)]
     assert external_layers("layer2-layer1", 2) == (1, 2)
 
 

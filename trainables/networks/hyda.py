@@ -15,22 +15,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from search_spaces.generalization import Place
 from trainables.hyper_linear import HyperEmbedding, HyperLinear
 
 MOMENTUM = 0.1  # of the domains' centroids, as of running statistics
 
 
 class Mix(NamedTuple):
-    """A place on the line between two embeddings; None stands for the one that an image has.
+    """A place on the line between two embeddings.
 
     Attributes:
-        start: position of a source domain, or None.
+        start: position of a source domain, `own` for the one that an image has, or `group` for the
+            mean of those of its group.
         end: likewise.
         share: of the way from start to end, in [0, 1].
     """
 
-    start: int | None
-    end: int | None
+    start: Place
+    end: Place
     share: float
 
 
@@ -111,13 +113,27 @@ class DomainReader(nn.Module):
                 self.centroids[k].lerp_(own.mean(0), share)
                 self.counts[k] += len(own)
 
-    def mixed(self, embedding: Tensor, mix: Mix) -> Tensor:
-        """Embeddings (B, d) on a line instead of those that were read."""
-        start, end = (
-            embedding if k is None else self.centroids[k].expand_as(embedding)
-            for k in (mix.start, mix.end)
-        )
+    def mixed(self, embedding: Tensor, mix: Mix, groups: Tensor | None = None) -> Tensor:
+        """Embeddings (B, d) on a line instead of those that were read; groups (B,) are numbers."""
+        start, end = (self._at(place, embedding, groups) for place in (mix.start, mix.end))
         return start + mix.share * (end - start)
+
+    def _at(self, place: Place, embedding: Tensor, groups: Tensor | None) -> Tensor:
+        if place == "own":
+            return embedding
+        if place == "group":
+            return _means(embedding, groups)
+        return self.centroids[place].expand_as(embedding)
+
+
+def _means(points: Tensor, groups: Tensor | None) -> Tensor:
+    """The mean of each point's group, in the place of the point; None: there is one group."""
+    if groups is None:
+        return points.mean(0, keepdim=True).expand_as(points)
+    _, numbers = groups.unique(return_inverse=True)
+    is_own = F.one_hot(numbers).to(points.dtype)
+    means = (is_own.T @ points) / is_own.sum(0)[:, None]
+    return means[numbers]
 
 
 class Head(nn.Module):
@@ -186,7 +202,9 @@ class ConditionedNetwork(nn.Module):
         self.backbone, self.head = backbone, head
         self.reader, self.adversaries = reader, adversaries
 
-    def forward(self, images: Tensor, mix: Mix | None = None) -> Outputs:
+    def forward(
+        self, images: Tensor, mix: Mix | None = None, groups: Tensor | None = None
+    ) -> Outputs:
         """Scores of images (B, C, *spatial), with the embedding that was read or a mixed one."""
         features: Tensor = self.backbone(images)
         reading = embedding = None
@@ -194,6 +212,6 @@ class ConditionedNetwork(nn.Module):
             reading = self.reader(images)
             embedding = reading.embedding
             if mix is not None:
-                embedding = self.reader.mixed(embedding, mix)
+                embedding = self.reader.mixed(embedding, mix, groups)
         scores, generated = self.head(features, embedding)
         return Outputs(scores, features, reading, generated)
