@@ -39,7 +39,7 @@ def show_result(exploration: Exploration) -> None:
     if spent:
         budget = 0.5 * (min(spent) + max(spent))
         texts = (format_quantity(budget, digits=digits) for digits in range(3, 18))
-        text = next(text for text in texts if parse_quantity(text) >= min(spent))
+        text = next((one for one in texts if parse_quantity(one) >= min(spent)), repr(budget))
         console.print(
             f"\nFor example, within a budget: explorer query {exploration.id}{where} "
             f"--max {cost}={text}"
