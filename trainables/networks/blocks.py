@@ -1,4 +1,4 @@
-"""What networks of segmentation are made of: two convolutions at one size, in three kinds.
+"""What networks of segmentation are made of: blocks at one size, and an encoder of them.
 
 Source: "Scale-Space Hypernetworks for Efficient Biomedical Imaging", sections 4.4 and C.1.
 Shapes: B batch, C channels, then the spatial axes (two or three).
@@ -6,9 +6,10 @@ Shapes: B batch, C channels, then the spatial axes (two or three).
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -128,45 +129,101 @@ def resized(x: Tensor, size: Size) -> Tensor:
     return F.interpolate(x, size=size, mode=mode, align_corners=False)
 
 
-def encode(
-    blocks: Iterable[nn.Module],
-    x: Tensor,
-    factors: Sequence[float],
-    *,
-    rounding: Rounding,
-    resize: Callable[[Tensor, Size], Tensor] = resized,
-) -> Iterator[Tensor]:
-    """Features after every block, each at its factor's share of the size before."""
-    for level, block in enumerate(blocks):
-        if level:
-            size = rescaled_size(x.shape[2:], factors[level - 1], rounding=rounding)
-            x = resize(x, size)
-        x = block(x)
-        yield x
+class RescalingNetwork(nn.Module):
+    """An encoder whose every step follows a rescaling factor; what stands behind it is its own.
 
+    Args:
+        in_channels: C of the input.
+        out_channels: C of the output logits.
+        encoder_widths: features of each encoder stage, full resolution first.
+        decoder_widths: features of each decoder stage, lowest resolution first; one fewer than
+            `encoder_widths`.
+        num_dims: 2 or 3 spatial axes.
+        rounding: how a rescaled size becomes an integer.
+        block: what every stage of the encoder is, a name in `BLOCKS`.
 
-def write_encoder(
-    ledger: Ledger,
-    blocks: Iterable[nn.Module],
-    size: Size,
-    factors: Sequence[float],
-    *,
-    rounding: Rounding,
-    is_held: bool = True,
-) -> list[tuple[int, Size]]:
-    """Write down what `encode` does; channels and size after every block.
-
-    With `is_held` a later step reads all of them.
+    Raises:
+        ValueError: the numbers of stages do not match, `num_dims` is neither 2 nor 3, or another
+            block.
     """
-    found: list[tuple[int, Size]] = []
-    for level, block in enumerate(blocks):
-        assert isinstance(block, PlainBlock)
-        if level:
-            channels, before = found[-1]
-            size = rescaled_size(before, factors[level - 1], rounding=rounding)
-            # what is held of it is the resizing's input: it is counted once
-            ledger.resize(f"encoder.{level}.rescale", channels, before, size)
-            ledger.held += channels * math.prod(before) if is_held else 0
-        block.write(ledger, f"encoder.{level}", size)
-        found.append((block.out_channels, size))
-    return found
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        out_channels: int,
+        encoder_widths: Sequence[int],
+        decoder_widths: Sequence[int],
+        num_dims: int = 2,
+        rounding: Rounding = "round",
+        block: Block = "plain",
+    ) -> None:
+        super().__init__()
+        if len(decoder_widths) != len(encoder_widths) - 1:
+            raise ValueError(
+                f"expected one decoder stage fewer than encoder stages, got "
+                f"{len(encoder_widths)} and {len(decoder_widths)}"
+            )
+        if num_dims not in (2, 3):
+            raise ValueError(f"num_dims must be 2 or 3, got {num_dims}")
+        if block not in BLOCKS:
+            raise ValueError(f"block must be one of {', '.join(BLOCKS)}, got {block!r}")
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.encoder_widths, self.decoder_widths = tuple(encoder_widths), tuple(decoder_widths)
+        self.num_dims, self.block = num_dims, block
+        self.rounding: Rounding = rounding
+        self.encoder = nn.ModuleList(
+            BLOCKS[block](before, after, num_dims=num_dims)
+            for before, after in itertools.pairwise([in_channels, *encoder_widths])
+        )
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the constructor needs to build this architecture again; JSON values."""
+        return {
+            "in_channels": self.in_channels,
+            "out_channels": self.out_channels,
+            "encoder_widths": list(self.encoder_widths),
+            "decoder_widths": list(self.decoder_widths),
+            "num_dims": self.num_dims,
+            "rounding": self.rounding,
+            "block": self.block,
+        }
+
+    @property
+    def num_rescalings(self) -> int:
+        """How many downsampling steps there are, and as many upsampling steps."""
+        return len(self.encoder) - 1
+
+    def resized(self, x: Tensor, size: Size) -> Tensor:
+        """Features brought to another size."""
+        return resized(x, size)
+
+    def encoded(self, x: Tensor, factors: Sequence[float]) -> Iterator[Tensor]:
+        """Features after every block, each at its factor's share of the size before."""
+        for level, block in enumerate(self.encoder):
+            if level:
+                size = rescaled_size(x.shape[2:], factors[level - 1], rounding=self.rounding)
+                x = self.resized(x, size)
+            x = block(x)
+            yield x
+
+    def write_encoder(
+        self, ledger: Ledger, size: Size, factors: Sequence[float], *, is_held: bool = True
+    ) -> list[tuple[int, Size]]:
+        """Write down what `encoded` does; channels and size after every block.
+
+        With `is_held` a later step reads all of them.
+        """
+        found: list[tuple[int, Size]] = []
+        for level, block in enumerate(self.encoder):
+            assert isinstance(block, PlainBlock)
+            if level:
+                channels, before = found[-1]
+                size = rescaled_size(before, factors[level - 1], rounding=self.rounding)
+                # what is held of it is the resizing's input: it is counted once
+                ledger.resize(f"encoder.{level}.rescale", channels, before, size)
+                ledger.held += channels * math.prod(before) if is_held else 0
+            block.write(ledger, f"encoder.{level}", size)
+            found.append((block.out_channels, size))
+        return found

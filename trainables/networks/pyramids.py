@@ -10,71 +10,20 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainables.cost import Ledger, Operation, Rounding, Size
-from trainables.networks.blocks import PlainBlock, convolution, encode, resized, write_encoder
+from trainables.cost import Ledger, Operation, Size
+from trainables.networks.blocks import RescalingNetwork, convolution, resized
 
 BINS = (1, 2, 3, 6)  # pixels of pooled features along an axis
 
 
-class _Pyramid(nn.Module):
-    """What both have: an encoder whose steps follow the rescaling factors, and their arguments."""
-
-    def __init__(
-        self,
-        *,
-        in_channels: int,
-        out_channels: int,
-        encoder_widths: Sequence[int],
-        decoder_widths: Sequence[int],
-        num_dims: int = 2,
-        rounding: Rounding = "round",
-    ) -> None:
-        super().__init__()
-        if len(decoder_widths) != len(encoder_widths) - 1:
-            raise ValueError(
-                f"expected one decoder stage fewer than encoder stages, got "
-                f"{len(encoder_widths)} and {len(decoder_widths)}"
-            )
-        if num_dims not in (2, 3):
-            raise ValueError(f"num_dims must be 2 or 3, got {num_dims}")
-        self.in_channels, self.out_channels = in_channels, out_channels
-        self.encoder_widths, self.decoder_widths = tuple(encoder_widths), tuple(decoder_widths)
-        self.num_dims = num_dims
-        self.rounding: Rounding = rounding
-        self.encoder = nn.ModuleList(
-            PlainBlock(before, after, num_dims=num_dims)
-            for before, after in itertools.pairwise([in_channels, *encoder_widths])
-        )
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """What the constructor needs to build this architecture again; JSON values."""
-        return {
-            "in_channels": self.in_channels,
-            "out_channels": self.out_channels,
-            "encoder_widths": list(self.encoder_widths),
-            "decoder_widths": list(self.decoder_widths),
-            "num_dims": self.num_dims,
-            "rounding": self.rounding,
-        }
-
-    @property
-    def num_rescalings(self) -> int:
-        """How many downsampling steps there are."""
-        return len(self.encoder) - 1
-
-    def _encoded(self, x: Tensor, factors: Sequence[float]) -> Iterator[Tensor]:
-        return encode(self.encoder, x, factors, rounding=self.rounding)
-
-
-class FPN(_Pyramid):
+class FPN(RescalingNetwork):
     """Feature pyramid: features of every resolution, each with what the coarser ones tell.
 
     Features of every stage are brought to the width of the pyramid by a 1-wide convolution, and
@@ -83,16 +32,10 @@ class FPN(_Pyramid):
     one, it is that of the finest.
 
     Args:
-        in_channels: C of the input.
-        out_channels: C of the output logits.
-        encoder_widths: features of each encoder stage, full resolution first.
-        decoder_widths: of the pyramid; one fewer than `encoder_widths`, all alike.
-        num_dims: 2 or 3 spatial axes.
-        rounding: how a rescaled size becomes an integer.
+        arguments: see `RescalingNetwork`; `decoder_widths` are of the pyramid, all alike.
 
     Raises:
-        ValueError: the numbers of stages do not match, the pyramid's widths differ, or `num_dims`
-            is neither 2 nor 3.
+        ValueError: as there, or the pyramid's widths differ.
     """
 
     is_supervised_at_every_level = True
@@ -124,7 +67,7 @@ class FPN(_Pyramid):
             factors: one rescaling factor in [0, 1] per downsampling step.
             every: those of every level, finest first, each of its own size.
         """
-        features = list(self._encoded(x, factors))
+        features = list(self.encoded(x, factors))
         found: list[Tensor] = []
         above: Tensor | None = None
         for level in reversed(range(len(features))):
@@ -138,7 +81,7 @@ class FPN(_Pyramid):
     def operations(self, size: Size, factors: Sequence[float]) -> list[Operation]:
         """List what `forward` does to one image for the finest prediction, without running it."""
         ledger = Ledger()
-        stages = write_encoder(ledger, self.encoder, size, factors, rounding=self.rounding)
+        stages = self.write_encoder(ledger, size, factors)
         above: Size | None = None
         for level in reversed(range(len(stages))):
             channels, size = stages[level]
@@ -207,23 +150,17 @@ class PyramidPooling(nn.Module):
         ledger.convolve(f"{name}.conv1", joined, self.out_channels, size, kernel=kernel)
 
 
-class PSPNet(_Pyramid):
+class PSPNet(RescalingNetwork):
     """Pyramid pooling in every stage of the decoder, which goes back to the size of the image.
 
     Without shortcuts between encoder and decoder: what a stage knows of its surroundings are the
     pooled means. The encoder's steps follow the rescaling factors.
 
     Args:
-        in_channels: C of the input.
-        out_channels: C of the output logits.
-        encoder_widths: features of each encoder stage, full resolution first.
-        decoder_widths: features of each decoder stage, lowest resolution first; one fewer than
-            `encoder_widths`.
-        num_dims: 2 or 3 spatial axes.
-        rounding: how a rescaled size becomes an integer.
+        arguments: see `RescalingNetwork`.
 
     Raises:
-        ValueError: the numbers of stages do not match, or `num_dims` is neither 2 nor 3.
+        ValueError: as there.
     """
 
     def __init__(self, **arguments: Any) -> None:
@@ -243,7 +180,7 @@ class PSPNet(_Pyramid):
             factors: one rescaling factor in [0, 1] per downsampling step.
         """
         sizes = []
-        for features in self._encoded(x, factors):
+        for features in self.encoded(x, factors):
             sizes.append(features.shape[2:])
             x = features
         for block, size in zip(self.decoder, sizes[-2::-1], strict=True):
@@ -254,9 +191,7 @@ class PSPNet(_Pyramid):
     def operations(self, size: Size, factors: Sequence[float]) -> list[Operation]:
         """List what `forward` does to one image of that spatial size, without running it."""
         ledger = Ledger()
-        stages = write_encoder(
-            ledger, self.encoder, size, factors, rounding=self.rounding, is_held=False
-        )
+        stages = self.write_encoder(ledger, size, factors, is_held=False)
         channels, size = stages[-1]
         for level, block in enumerate(self.decoder):
             assert isinstance(block, PyramidPooling)
