@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from explorer.cards import CARD_FILE, CardFacts, model_card
 from explorer.measurements import Columns
-from explorer.models import build_trainable, dataset_source
+from explorer.models import build_trainable, dataset_source, method_of
 from explorer.networks import (
     FORMAT_VERSION,
     NAMES,
@@ -43,7 +43,7 @@ from search_spaces.problem import Objective
 from search_spaces.space import Value
 from trainables.base import Trainable
 from trainables.hypermorph import Registration, RegistrationNetwork
-from trainables.scale_space import MaterializedNetwork, ScaleSpaceSegmentation
+from trainables.scale_space import MaterializedNetwork, ScaleSpace
 
 SAFETENSORS = "safetensors"
 
@@ -193,30 +193,30 @@ def _facts(
 
 def _architecture(spec: ExplorationSpec, trainable: Trainable, network: Network) -> dict[str, Any]:
     """What the network is built from again, takes and gives."""
-    assert isinstance(trainable, ScaleSpaceSegmentation | Registration)
+    assert isinstance(trainable, ScaleSpace | Registration)
     primary: Any = network.primary
+    is_registration = method_of(spec, trainable.method).task == "registration"
     takes = {
         "channels": primary.in_channels,
         "size": list(trainable.model.size),
         "intensities": "float32 in [-1, 1]: 8-bit values / 127.5 - 1, or 2 x - 1 of x in [0, 1]",
     }
+    told: dict[str, Any] = {"input": takes}
+    told["output"] = {"labels": ["background", *trainable.model.labels]}
+    if is_registration:
+        output = "voxels along each axis, at which the moving image is read"
+        told = {"task": "registration", "input": {**takes, "order": "moving then fixed"}}
+        told["output"] = {"displacement": output}
     if isinstance(network, MaterializedNetwork):
-        return {
-            "architecture": spec.model.network,
-            "arguments": primary.arguments,
-            "factors": list(network.factors),
-            "input": takes,
-            "output": {"labels": ["background", *trainable.model.labels]},
+        own: dict[str, Any] = {"architecture": spec.model.network}
+        own["factors"] = list(network.factors)
+    else:
+        own = {
+            "architecture": REGISTRATION_NETWORK,
+            "damping": float(network.damping),
+            "num_integration_steps": network.num_integration_steps,
         }
-    return {
-        "task": "registration",
-        "architecture": REGISTRATION_NETWORK,
-        "arguments": primary.arguments,
-        "damping": float(network.damping),
-        "num_integration_steps": network.num_integration_steps,
-        "input": {**takes, "order": "moving then fixed"},
-        "output": {"displacement": "voxels along each axis, at which the moving image is read"},
-    }
+    return {**own, "arguments": primary.arguments, **told}
 
 
 def _point_of(columns: Columns, point: Point, seed: int, split: str = "val") -> Point | None:

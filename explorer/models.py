@@ -25,10 +25,11 @@ from trainables.datasets.base import DatasetSource, Size
 from trainables.datasets.sources import DATASETS
 from trainables.generalization import NO_DOMAIN, GeneralizationModel, Predicted
 from trainables.hypermorph import RegistrationModel
-from trainables.methods import TRAINABLES, Method, Task
+from trainables.methods import TRAINABLES, Method
 from trainables.networks.architectures import NETWORKS
 from trainables.networks.image_encoders import require_encoder
 from trainables.scale_space import SegmentationModel
+from trainables.scale_space_registration import DisplacementModel
 
 
 def dataset_source(spec: ExplorationSpec) -> DatasetSource:
@@ -61,7 +62,7 @@ def build_trainable(
         InputError: unknown method or data set, or a model that does not fit.
     """
     chosen = method_of(spec, method or spec.method)
-    model = MODELS[chosen.task](spec)
+    model = MODELS[chosen.model](spec)
     try:
         return chosen.construct(model, settled)
     except TypeError as error:
@@ -73,29 +74,51 @@ def build_trainable(
 
 
 def _segmentation_model(spec: ExplorationSpec) -> SegmentationModel:
-    channels, labels, size = _data_shape(spec)
     _refuse_sections(spec, but=())
+    channels = _data_shape(spec)[0]
+    return SegmentationModel(
+        in_channels=channels, dice_share=spec.train.dice_share, **_rescaling(spec)
+    )
+
+
+def _displacement_model(spec: ExplorationSpec) -> DisplacementModel:
+    _refuse_sections(spec, but=("registration",))
+    default, own = RegistrationSpec(), spec.registration
+    known = ("smoothness", "num_pairs", "across_domains", "pairs")
+    foreign = {n for n in dict(own) if getattr(own, n) != getattr(default, n)} - set(known)
+    if foreign:
+        raise InputError(
+            f"registration.{min(foreign)}: {spec.method} reads {', '.join(known)}; leave it out"
+        )
+    channels = _data_shape(spec)[0]
+    return DisplacementModel(
+        in_channels=2 * channels, smoothness=own.smoothness, **_rescaling(spec)
+    )
+
+
+def _rescaling(spec: ExplorationSpec) -> dict[str, Any]:
+    """Of a network that shrinks its features, what is the same for every task."""
+    _, labels, size = _data_shape(spec)
     model, prior = spec.model, spec.train.prior
     factors = rescaling_space(num_factors=model.num_factors).names
-    return SegmentationModel(
-        in_channels=channels,
-        labels=labels,
-        size=size,
-        encoder_widths=model.encoder_widths or (model.width,) * model.stages,
-        decoder_widths=model.decoder_widths or (model.width,) * (model.stages - 1),
-        num_factors=model.num_factors,
-        rounding=model.rounding,
-        centre=tuple(sum(prior.get(name, (0.0, 1.0))) / 2 for name in factors),
-        encoding=model.encoding,
-        hidden_sizes=model.hidden_sizes,
-        initialisation=model.initialisation,
-        activation=model.activation,
-        dice_share=spec.train.dice_share,
-        network=find("networks", model.network, NETWORKS, spec.extensions),
-        network_name=model.network,
-        network_options=model.options,
-        network_choices=model.choices,
-    )
+    return {
+        "labels": labels,
+        "size": size,
+        "encoder_widths": model.encoder_widths or (model.width,) * model.stages,
+        "decoder_widths": model.decoder_widths or (model.width,) * (model.stages - 1),
+        "num_factors": model.num_factors,
+        "rounding": model.rounding,
+        "prior": tuple(prior.get(name, (0.0, 1.0)) for name in factors),
+        "encoding": model.encoding,
+        "hidden_sizes": model.hidden_sizes,
+        "initialisation": model.initialisation,
+        "activation": model.activation,
+        "network": find("networks", model.network, NETWORKS, spec.extensions),
+        "network_name": model.network,
+        "network_options": model.options,
+        "network_choices": model.choices,
+        "distillation": spec.train.distillation,
+    }
 
 
 def _registration_model(spec: ExplorationSpec) -> RegistrationModel:
@@ -303,11 +326,12 @@ def _centre(prior: Mapping[str, tuple[float, float]]) -> tuple[float, ...]:
     return tuple(sum(ends) / 2 for ends in features.values())
 
 
-MODELS: dict[Task, Callable[[ExplorationSpec], Any]] = {
-    "segmentation": _segmentation_model,
-    "registration": _registration_model,
-    "adaptation": _adaptation_model,
-    "generalization": _generalization_model,
+MODELS: dict[type, Callable[[ExplorationSpec], Any]] = {
+    SegmentationModel: _segmentation_model,
+    DisplacementModel: _displacement_model,
+    RegistrationModel: _registration_model,
+    AdaptationModel: _adaptation_model,
+    GeneralizationModel: _generalization_model,
 }
 
 

@@ -82,7 +82,7 @@ def _described(path: Path) -> Any:
         raise InputError(f"{path} is damaged ({error}); export the network again") from error
 
 
-def _segmentation(description: Mapping[str, Any], extensions: Extensions) -> Loader:
+def _rescaling(description: Mapping[str, Any], extensions: Extensions) -> Loader:
     """What builds the architecture, and what makes the network of it and its weights."""
     factors = tuple(float(factor) for factor in description["factors"])
     return (
@@ -93,7 +93,7 @@ def _segmentation(description: Mapping[str, Any], extensions: Extensions) -> Loa
 
 def _registration(description: Mapping[str, Any], extensions: Extensions) -> Loader:
     if description["architecture"] != REGISTRATION_NETWORK:
-        raise unknown_name("network", description["architecture"], [REGISTRATION_NETWORK])
+        return _rescaling(description, extensions)
     damping, num_steps = float(description["damping"]), int(description["num_integration_steps"])
     return RegistrationUNet, lambda primary, weights: RegistrationNetwork(
         primary,
@@ -104,6 +104,6 @@ def _registration(description: Mapping[str, Any], extensions: Extensions) -> Loa
 
 
 LOADERS: dict[str, Callable[[Mapping[str, Any], Extensions], Loader]] = {
-    "segmentation": _segmentation,
+    "segmentation": _rescaling,
     "registration": _registration,
 }

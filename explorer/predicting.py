@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from explorer.models import build_trainable, dataset_source, image_size
+from explorer.models import build_trainable, dataset_source, image_size, method_of
 from explorer.places import Place, mark_of
 from explorer.recent import Recent
 from explorer.registering import middle_slice, register
@@ -34,7 +34,6 @@ from search_spaces.space import Config
 from trainables.base import Trainable
 from trainables.datasets.base import MAX_PIXELS, ReadImage
 from trainables.deformations import jacobian_determinants
-from trainables.hypermorph import Registration
 
 NUM_TRIALS, NUM_NETWORKS = 8, 16  # that are kept, networks at a setting beside what makes them
 OPACITY = 0.5
@@ -188,7 +187,7 @@ class Predictor:
         """
         trainable, network = self.network(folder, spec, trial_id, conditioning)
         last = images[-1]
-        if isinstance(trainable, Registration):
+        if method_of(spec, trainable.method).task == "registration":
             pair = np.concatenate([image.pixels for image in images])
             moved, displacement = register(network, pair)
             return Warping(last.pixels[0], moved, displacement, last.affine)

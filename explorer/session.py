@@ -65,6 +65,7 @@ from explorer.training import (
     require_resources,
     settled_parts,
     train_all,
+    train_config,
     trained_model,
     trials_of,
 )
@@ -168,7 +169,8 @@ def _check_grid(spec: ExplorationSpec) -> None:
     for baseline in spec.baselines:
         if method_of(spec, baseline.method).task != task:
             continue  # told by _check_trials
-        if set(known) and not set(method_of(spec, baseline.method).places) & set(spec.train.grid):
+        chosen = method_of(spec, baseline.method)
+        if chosen.replicates and not set(chosen.places) & set(spec.train.grid):
             raise InputError(
                 f"baselines: {baseline.method} is trained for the others, not beside them; leave "
                 f"it out"
@@ -184,13 +186,17 @@ def _check_grid(spec: ExplorationSpec) -> None:
 def _check_trials(spec: ExplorationSpec) -> None:
     task = method_of(spec, spec.method).task
     for baseline in spec.baselines:
-        own = method_of(spec, baseline.method).task
-        if own != task:
+        chosen = method_of(spec, baseline.method)
+        if chosen.task != task:
             raise InputError(
-                f"baselines: {baseline.method} is for {own}, {spec.method} for {task}; an "
+                f"baselines: {baseline.method} is for {chosen.task}, {spec.method} for {task}; an "
                 f"exploration has one task"
             )
-        chosen = method_of(spec, baseline.method)
+        if chosen.model is not method_of(spec, spec.method).model:
+            raise InputError(
+                f"baselines: {baseline.method} has other networks and settings than {spec.method}; "
+                f"explore them one after the other"
+            )
         needs = not chosen.is_amortised and chosen.parameters != ()
         if needs != bool(baseline.every_grid):
             given = baseline.grid or list(baseline.grids) or None
@@ -203,7 +209,10 @@ def _check_trials(spec: ExplorationSpec) -> None:
     trials = trials_of(spec, seeds=spec.train.seeds, rates=rates)
     for trial in trials:
         try:
-            build_trainable(spec, trial.method, trial.settled)
+            own = build_trainable(spec, trial.method, trial.settled)
+            for name, ends in train_config(spec, own, trial).prior.items():
+                for end in ends:
+                    own.problem.space[name].validate(end)
         except InputError as error:
             names = build_trainable(spec).problem.space.conditioning.names
             if trial.method == spec.method:

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from explorer.answering import Explorations, Question, ask
 from explorer.exploration import Exploration
 from explorer.figures import metric_against_conditioning, metric_against_cost, metric_map
+from explorer.models import method_of
 from explorer.predicting import Segmentation, Warping, png, to_bytes
 from explorer.quantities import format_quantity
 from explorer.queries import Bound
@@ -33,7 +34,6 @@ from explorer.specs import ExplorationSpec
 from explorer.splits import Samples, load_data, pairs_and_amounts, samples_of
 from explorer.store import measurements_store
 from search_spaces.space import CategoricalParameter, Config, SearchSpace
-from trainables.hypermorph import Registration
 from trainables.train_loop import evaluate_network
 
 NUM_OPEN = 4  # explorations whose images and fronts are kept
@@ -207,7 +207,8 @@ class Views:
             channels_last=spec.train.channels_last,
         )
         images, masks = arrays.batch([0])
-        if isinstance(trainable, Registration):
+        is_registration = method_of(spec, trainable.method).task == "registration"
+        if is_registration:
             pictures = _pair(network, images[0])
         else:
             labels: tuple[str, ...] = trainable.model.labels  # type: ignore[attr-defined]
@@ -222,7 +223,7 @@ class Views:
             "MACs": format_quantity(choice.costs["macs"], digits=4),
         }
         facts |= self._position(exploration, choice.costs, point.metrics[metric])
-        if isinstance(trainable, Registration):
+        if is_registration:
             facts["folded voxels"] = f"{values['folded_voxels'][0]:.0f}"
             facts["mean displacement"] = f"{values['displacement'][0]:.2f} voxels"
         front = self.front(exploration)

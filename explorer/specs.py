@@ -133,10 +133,12 @@ class ModelSpec(Section):
 class RegistrationSpec(Section):
     """What registration methods train; others leave it alone.
 
-    The conditionings are those of `train.prior`: `lambda`, `gamma` or `radius`. Those that are none
-    keep `weight`, `gamma` and `radius`. `pairs` is a table of scans that belong together; by
-    default all pairs of a split count (`across_domains`: of two scanners or contrasts), and
-    `num_pairs` of them, drawn once, on val and test.
+    Of `hypermorph` the conditionings are those of `train.prior`: `lambda`, `gamma` or `radius`;
+    those that are none keep `weight`, `gamma` and `radius`. `sshn-registration` and what it is
+    compared with have the network of the section `model`, and minimise the mean squared difference
+    and `smoothness` times the total variation of the displacement. `pairs` is a table of scans that
+    belong together; by default all pairs of a split count (`across_domains`: of two scanners or
+    contrasts), and `num_pairs` of them, drawn once, on val and test.
     """
 
     similarity: Literal["mse", "ncc", "nmi"] = "mse"
@@ -150,6 +152,7 @@ class RegistrationSpec(Section):
     final_widths: Widths = (32, 16, 16)
     num_integration_steps: Annotated[Whole, Field(le=16)] = 7
     shrinkage: Fraction = 0.0
+    smoothness: Annotated[Number, Field(ge=0)] = 0.01
     num_pairs: Count = 100
     across_domains: bool = False
     pairs: str | None = None
@@ -275,6 +278,9 @@ class TrainSpec(Section):
     max_grad_norm: Annotated[Number, Field(gt=0)] | None = None
     prior: dict[str, Range] = {"phi": (0.0, 0.5)}
     endpoint_share: Fraction = 0
+    prior_power: Annotated[Number, Field(ge=0.1, le=10)] = 1.0
+    draws: Literal["separate", "common"] = "separate"
+    distillation: Fraction = 0
     grid: Grid = {}
     dice_share: Fraction = 0.5
     seeds: Annotated[tuple[Whole, ...], Field(min_length=1)] = (0,)

@@ -96,12 +96,16 @@ class TrialRecord:
 def train_config(spec: ExplorationSpec, trainable: Trainable, trial: Trial) -> TrainConfig:
     """How a trial is trained: the spec's section `train` with its defaults settled."""
     section = spec.train
-    own = [baseline.epochs for baseline in spec.baselines if baseline.method == trial.method]
+    epochs_of = [one.epochs for one in spec.baselines if one.method == trial.method]
     default = section.epochs
     if _is_from_scratch(spec, trial.method):
         default = spec.adaptation.pretraining.epochs
-    epochs = next(filter(None, own), default)
+    epochs = next(filter(None, epochs_of), default)
     names = trainable.problem.space.conditioning.names
+    prior = {name: ends for name, ends in section.prior.items() if name in names}
+    own = trial.settled
+    if "prior_width" in own:
+        prior = {name: _around(ends, float(own["prior_width"])) for name, ends in prior.items()}
     return TrainConfig(
         epochs=epochs,
         steps_per_epoch=section.steps_per_epoch,
@@ -111,8 +115,10 @@ def train_config(spec: ExplorationSpec, trainable: Trainable, trial: Trial) -> T
         betas=section.betas,
         schedule=section.schedule,
         max_grad_norm=section.max_grad_norm,
-        prior={name: ends for name, ends in section.prior.items() if name in names},
+        prior=prior,
         endpoint_share=section.endpoint_share,
+        prior_power=float(own.get("prior_power", section.prior_power)),
+        draws="common" if own.get("draws", section.draws) == "common" else "separate",
         seed=trial.seed,
         precision=settled_precision(spec),
         channels_last=section.channels_last,
@@ -123,6 +129,12 @@ def train_config(spec: ExplorationSpec, trainable: Trainable, trial: Trial) -> T
         keep=section.keep,
         num_threads=section.num_threads,
     )
+
+
+def _around(ends: tuple[float, float], width: float) -> tuple[float, float]:
+    """That far to both sides of the middle."""
+    middle = sum(ends) / 2
+    return middle - width, middle + width
 
 
 def settled_precision(spec: ExplorationSpec) -> Precision:

@@ -10,9 +10,18 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from search_spaces.problem import Objective, Problem
-from search_spaces.space import CategoricalParameter, FloatParameter, SearchSpace
+from search_spaces.space import CategoricalParameter, FloatParameter, Parameter, SearchSpace
 
 KNOWN_COSTS = ("macs", "flops", "parameters", "activation_bytes")
+PARAMETERS: dict[str, Parameter] = {
+    "prior_width": FloatParameter("prior_width", 0.0, 0.5, role="training"),
+    "prior_power": FloatParameter("prior_power", 0.1, 10.0, role="training"),
+    "draws": CategoricalParameter("draws", ("separate", "common"), role="training"),
+    "distillation": FloatParameter("distillation", 0.0, 1.0, role="training"),
+}
+"""How amortised networks may be trained: half the width of the prior around its middle; the power
+of the uniform draws, above 1 for more small factors; whether all factors share a draw; and what
+share of the loss is agreement with the network at the top of the prior."""
 NO_CHOICES: Mapping[str, Sequence[str]] = MappingProxyType({})
 
 

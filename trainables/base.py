@@ -158,6 +158,8 @@ class TrainConfig:
             Small factors have the largest losses and gradients: shortened, every draw counts.
         prior: range of each conditioning parameter, drawn uniformly once per step.
         endpoint_share: part of the draws that are an end of the range; categories have none.
+        prior_power: of the uniform draws, as shares of the range: above 1 more are small.
+        draws: `separate`, or `common`: one share for the ranges of all numbers.
         seed: of the initial weights, the batches, the augmentation and the draws.
         precision: `bf16` runs the primary network under bfloat16 autocast.
         channels_last: memory format of images and features.
@@ -179,6 +181,8 @@ class TrainConfig:
     max_grad_norm: float | None = None
     prior: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     endpoint_share: float = 0.0
+    prior_power: float = 1.0
+    draws: Literal["separate", "common"] = "separate"
     seed: int = 0
     precision: Precision = "float32"
     channels_last: bool = False

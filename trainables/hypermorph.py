@@ -25,7 +25,6 @@ from trainables.base import Draws, Stage, Trainable
 from trainables.cost import Size, costs
 from trainables.deformations import (
     integrate,
-    jacobian_determinants,
     mean_gradient,
     resized_field,
     warp,
@@ -44,7 +43,7 @@ from trainables.losses import (
     scaled_squares,
     soft_dice,
 )
-from trainables.metrics.segmentation import dice_per_label, mean_over_labels
+from trainables.metrics.registration import metric_names, registration_metrics
 from trainables.networks.voxelmorph import RegistrationUNet
 
 Similarity = Literal["mse", "ncc", "nmi"]
@@ -170,16 +169,10 @@ class Registration(Trainable):
         self.settled: Config = self.space.validate(settled) if settled else {}
         self.problem = problem.demoted() if settled else problem
         self._check()
-        groups = ("dice/trained", "dice/held_out") if self.held_out else ()
-        self.metrics: tuple[str, ...] = (
-            "dice",
-            *groups,
-            *(f"dice/{label}" for label in model.labels),
-            "folded_share",
-            "folded_voxels",
-            "velocity_gradient",
-            "displacement",
-        )
+        groups = {"trained": self.trained, "held_out": self.held_out} if self.held_out else {}
+        self.groups: dict[str, list[int]] = groups
+        names = metric_names(model.labels, tuple(groups))
+        self.metrics: tuple[str, ...] = (*names, "velocity_gradient")
         self.stages: tuple[Stage, ...] = (Stage("registration", 1.0),)
 
     def _check(self) -> None:
@@ -335,18 +328,8 @@ class Registration(Trainable):
         assert isinstance(network, RegistrationNetwork)
         velocity = network.velocity(images)
         displacement = network.displacement(velocity, tuple(images.shape[2:]))
-        moved = warp(masks[:, :1].float(), displacement, mode="nearest")[:, 0].long()
-        labels = self.model.labels
-        dice = dice_per_label(moved, masks[:, 1], num_labels=len(labels))
-        values = {"dice": mean_over_labels(dice)}
-        if self.held_out:
-            values["dice/trained"] = mean_over_labels(dice[:, self.trained])
-            values["dice/held_out"] = mean_over_labels(dice[:, self.held_out])
-        values |= {f"dice/{label}": dice[:, k] for k, label in enumerate(labels)}
-        folded = (jacobian_determinants(displacement) <= 0).flatten(1).double()
-        values["folded_share"], values["folded_voxels"] = folded.mean(1), folded.sum(1)
+        values = registration_metrics(displacement, masks, self.model.labels, self.groups)
         values["velocity_gradient"] = mean_gradient(velocity)
-        values["displacement"] = displacement.norm(dim=1).flatten(1).mean(1)
         return values
 
     def overlap(

@@ -96,6 +96,14 @@ def _entropy(shares: Tensor) -> Tensor:
     return -terms.sum(1)
 
 
+def total_variation(field: Tensor) -> Tensor:
+    """Sum over axes and components of the mean absolute forward difference of (B, d, *spatial).
+
+    Source: Rudin, Osher, Fatemi (1992), doi:10.1016/0167-2789(92)90242-F, in its anisotropic form.
+    """
+    return torch.stack([own.abs().mean() for own in gradients(field)]).sum() * field.shape[1]
+
+
 def half_squared_gradient(field: Tensor) -> Tensor:
     """Half the squared norm of the gradient of a field (B, d, *spatial), mean over voxels."""
     squares = [difference.square().sum(1).mean() for difference in gradients(field)]

@@ -7,12 +7,19 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+from search_spaces.rescaling import PARAMETERS
 from search_spaces.space import Config
-from trainables.adaptation import STRATEGIES, Adaptation, domains_of
+from trainables.adaptation import STRATEGIES, Adaptation, AdaptationModel, domains_of
 from trainables.base import Trainable
-from trainables.generalization import APPROACHES, Generalization
-from trainables.hypermorph import Registration
-from trainables.scale_space import ScaleSpaceSegmentation
+from trainables.generalization import APPROACHES, Generalization, GeneralizationModel
+from trainables.hypermorph import Registration, RegistrationModel
+from trainables.scale_space import (
+    CONDITIONED_NETWORKS,
+    OF_PAIRS,
+    ScaleSpaceSegmentation,
+    SegmentationModel,
+)
+from trainables.scale_space_registration import DisplacementModel, ScaleSpaceRegistration
 
 Task = Literal["segmentation", "registration", "adaptation", "generalization"]
 # (the model of its task, setting unless amortised)
@@ -26,8 +33,8 @@ class Method:
     Attributes:
         construct: makes the trainable of a model, and of a setting unless it is amortised.
         is_amortised: one training serves every conditioning; otherwise each takes its own.
-        task: which model it is given: a `SegmentationModel`, `RegistrationModel`,
-            `AdaptationModel` or `GeneralizationModel`.
+        task: what its networks do, and so what samples are.
+        model: what describes its networks, which it is given.
         parameters: names that the grid of a method that is not amortised must have, if they are
             not all conditionings of the explored one.
         places: names of the exploration's own grid at whose every value it is trained.
@@ -40,6 +47,7 @@ class Method:
     construct: Constructor
     is_amortised: bool = True
     task: Task = "segmentation"
+    model: type = SegmentationModel
     parameters: tuple[str, ...] | None = None
     places: tuple[str, ...] = ()
     replicates: tuple[str, ...] = ()
@@ -55,19 +63,39 @@ def _source_of(settled: Config) -> tuple[str, Config]:
 
 
 TRAINABLES: dict[str, Method] = {
-    "sshn": Method(partial(ScaleSpaceSegmentation, "sshn")),
-    "fixed": Method(partial(ScaleSpaceSegmentation, "fixed"), is_amortised=False),
-    "stochastic": Method(partial(ScaleSpaceSegmentation, "stochastic")),
-    "film": Method(partial(ScaleSpaceSegmentation, "film")),
-    "hypermorph": Method(partial(Registration, "hypermorph"), task="registration"),
+    **{
+        name: Method(
+            partial(ScaleSpaceSegmentation, name),
+            is_amortised=name != "fixed",
+            places=() if name == "fixed" else tuple(PARAMETERS),
+        )
+        for name in CONDITIONED_NETWORKS
+    },
+    **{
+        f"{name}{OF_PAIRS}": Method(
+            partial(ScaleSpaceRegistration, f"{name}{OF_PAIRS}"),
+            is_amortised=name != "fixed",
+            task="registration",
+            model=DisplacementModel,
+            places=() if name == "fixed" else tuple(PARAMETERS),
+        )
+        for name in CONDITIONED_NETWORKS
+    },
+    "hypermorph": Method(
+        partial(Registration, "hypermorph"), task="registration", model=RegistrationModel
+    ),
     "voxelmorph": Method(
-        partial(Registration, "voxelmorph"), is_amortised=False, task="registration"
+        partial(Registration, "voxelmorph"),
+        is_amortised=False,
+        task="registration",
+        model=RegistrationModel,
     ),
     **{
         name: Method(
             partial(Adaptation, name),
             is_amortised=own.is_amortised,
             task="adaptation",
+            model=AdaptationModel,
             parameters=own.parameters[:1],
             places=own.places,
             replicates=("pair", "fold"),
@@ -80,6 +108,7 @@ TRAINABLES: dict[str, Method] = {
             partial(Generalization, name),
             is_amortised=own.approach == "read",
             task="generalization",
+            model=GeneralizationModel,
             parameters=(),
             places=own.places,
             replicates=("held_out",),

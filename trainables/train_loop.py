@@ -226,7 +226,12 @@ class _Training:
             x, y = x[context.rank :: context.world_size], y[context.rank :: context.world_size]
             x = x.contiguous(memory_format=self.memory_format)
             conditioning = draw(
-                self.space, config.prior, (config.seed, step), endpoint_share=config.endpoint_share
+                self.space,
+                config.prior,
+                (config.seed, step),
+                endpoint_share=config.endpoint_share,
+                power=config.prior_power,
+                is_common=config.draws == "common",
             )
             for group, own in zip(self.optimizer.param_groups, self.groups, strict=True):
                 group["lr"] = config.learning_rate * own.rate * self._schedule(step)
@@ -492,18 +497,30 @@ def draw(
     key: tuple[int, int],
     *,
     endpoint_share: float = 0.0,
+    power: float = 1.0,
+    is_common: bool = False,
 ) -> Config:
-    """One conditioning, uniform over the prior; a function of the key (seed, step) alone.
+    """One conditioning out of the prior; a function of the key (seed, step) alone.
 
-    With an `endpoint_share`, a number is one of the ends of its range with that probability.
+    Args:
+        space: its parameters.
+        prior: range of each.
+        key: (seed, step).
+        endpoint_share: probability with which a number is one of the ends of its range.
+        power: of the uniform share of a number's range: above 1 there are more small numbers.
+        is_common: all numbers lie at the same share of their ranges; categories are on their own.
     """
     generator = np.random.default_rng((*key, 2))
     units = generator.random(len(space)).tolist()
+    numeric = [not isinstance(parameter, CategoricalParameter) for parameter in space]
+    if is_common:
+        units = [units[0] if own else u for u, own in zip(units, numeric, strict=True)]
+    units = [u**power if own else u for u, own in zip(units, numeric, strict=True)]
     if endpoint_share:
         coins = generator.random((len(space), 2)).tolist()
         units = [
-            round(end) if coin < endpoint_share and not isinstance(p, CategoricalParameter) else u
-            for p, u, (coin, end) in zip(space, units, coins, strict=True)
+            round(end) if coin < endpoint_share and own else u
+            for u, own, (coin, end) in zip(units, numeric, coins, strict=True)
         ]
     return {p.name: p.from_unit(_in_prior(p, prior, u)) for p, u in zip(space, units, strict=True)}
 

@@ -15,7 +15,8 @@ from trainables.datasets import synthetic
 from trainables.generalization import GeneralizationModel
 from trainables.hypermorph import RegistrationModel
 from trainables.methods import TRAINABLES
-from trainables.scale_space import CONDITIONED_NETWORKS, SegmentationModel
+from trainables.scale_space import CONDITIONED_NETWORKS, OF_PAIRS, SegmentationModel
+from trainables.scale_space_registration import DisplacementModel
 from trainables.train_loop import PlainContext, evaluate_setting, load_tensors, train
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +43,7 @@ trained_methods = pytest.mark.parametrize("method", TRAINED)
 
 def name_of(method):
     """The conditioning's."""
-    return NAMES[TRAINABLES[method].task]
+    return "phi" if method.endswith(OF_PAIRS) else NAMES[TRAINABLES[method].task]
 
 
 @cache
@@ -114,6 +115,15 @@ def make(method, *, dice_share=0.5, settled=None):
             head_widths=(8,),
         )
         return TRAINABLES[method].construct(generalization, settled)
+    shape = {
+        "labels": synthetic.labels_of(2),
+        "size": (24, 24),
+        "encoder_widths": (6, 6, 6),
+        "decoder_widths": (6, 6),
+        "hidden_sizes": (10, 16),
+    }
+    if method.endswith(OF_PAIRS):
+        return TRAINABLES[method].construct(DisplacementModel(in_channels=2, **shape), settled)
     if TRAINABLES[method].task == "registration":
         registration = RegistrationModel(
             channels=1,
@@ -126,15 +136,7 @@ def make(method, *, dice_share=0.5, settled=None):
             hidden_sizes=(10, 16),
         )
         return TRAINABLES[method].construct(registration, settled)
-    model = SegmentationModel(
-        in_channels=1,
-        labels=synthetic.labels_of(2),
-        size=(24, 24),
-        encoder_widths=(6, 6, 6),
-        decoder_widths=(6, 6),
-        hidden_sizes=(10, 16),
-        dice_share=dice_share,
-    )
+    model = SegmentationModel(in_channels=1, dice_share=dice_share, **shape)
     return TRAINABLES[method].construct(model, settled)
 
 

@@ -128,7 +128,7 @@ def test_weights_of_a_conditioned_method_depend_on_the_setting(method):
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("changes", "centre"),
-    [({}, (0.5,)), ({"centre": (0.25,)}, (0.25,)), ({"num_factors": 2}, (0.5, 0.5))],
+    [({}, (0.5,)), ({"prior": ((0.0, 0.5),)}, (0.25,)), ({"num_factors": 2}, (0.5, 0.5))],
 )
 def test_weights_at_the_centre_of_the_model_are_those_without_a_setting(changes, centre):
     trainable = make("sshn", **changes)
