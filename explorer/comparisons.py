@@ -173,6 +173,27 @@ def _by_seed_and_image(
     return means.reshape(len(seeds), len(images)), images.tolist()
 
 
+def samples_by_seed(
+    samples: Columns, *, method: str, setting: Mapping[str, float | str], metric: str
+) -> tuple[Floats, list[str]]:
+    """Values (s, i) of a method at a setting, samples in the order of their ids, and these."""
+    is_setting = samples["setting_id"] == setting_id(setting)
+    return _by_seed_and_image(samples, (samples["method"] == method) & is_setting, metric)
+
+
+def point_difference(
+    samples: Columns, first: Point, second: Point, metric: str
+) -> dict[str, float]:
+    """Mean of one point minus another's on the same samples, `low` and `high` of its interval."""
+    found = [
+        samples_by_seed(samples, method=one.method, setting=one.conditioning, metric=metric)
+        for one in (first, second)
+    ]
+    (own, ids), (others, _) = found
+    mean, low, high = paired_difference(own, others, members=_members(ids))
+    return {"mean": mean, "low": low, "high": high}
+
+
 @dataclass(frozen=True)
 class MethodCost:
     """What a method took, all its seeds and grid values together.
@@ -306,11 +327,10 @@ def _significances(
     """A method against every other one on test, each at its best on validation."""
     values, ids = {}, {}
     for name, point in best.items():
-        rows = (samples["method"] == name) & (
-            samples["setting_id"] == setting_id(point.conditioning)
+        table, ids[name] = samples_by_seed(
+            samples, method=name, setting=point.conditioning, metric=quality.name
         )
-        if rows.any():
-            table, ids[name] = _by_seed_and_image(samples, rows, quality.name)
+        if ids[name]:
             present = np.isfinite(table)
             counts = present.sum(0)
             totals = np.where(present, table, 0).sum(0)

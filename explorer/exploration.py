@@ -48,7 +48,7 @@ from search_spaces.problem import Objective
 from search_spaces.space import Value
 
 if TYPE_CHECKING:
-    from explorer.analyses import Analysis
+    from explorer.explored import Analysis
     from explorer.exporting import Export
     from explorer.optimizing import Optimisation
     from explorer.registering import RegisteredPairs
@@ -351,8 +351,9 @@ class Exploration:
             InputError: there is none of that name for its task, or not enough was measured.
             RunError: a file cannot be written.
         """
-        from explorer.analyses import Explored, analyse
-        from explorer.reporting import save_figure
+        from explorer.analyses import analyse
+        from explorer.explored import Explored
+        from explorer.reporting import points_as_json, save_figure
         from explorer.training import trained_model
 
         known = self.analyses()
@@ -368,8 +369,9 @@ class Exploration:
             self.table(),
             columns_of(samples),
             settled,
-            module=lambda trial_id: trained_model(self.folder / "trials" / trial_id, self.spec)[1],
+            model=lambda trial_id: trained_model(self.folder / "trials" / trial_id, self.spec),
             images=self._images,
+            points=points_as_json,
         )
         if self.state["status"] != "finished":
             raise InputError(
