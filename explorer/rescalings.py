@@ -34,8 +34,9 @@ def of_one_training(explored: Explored) -> Explored:
     values = quality.to_loss(columns[f"metric/{quality.name}"][own].astype(np.float64))
     trials = columns["trial_id"][own].astype(str).tolist()
     for trial_id, loss in zip(trials, values.tolist(), strict=True):
-        losses.setdefault((*settled[trial_id].items(),), []).append(loss)
-    best: Config = dict(min(losses, key=lambda key: float(np.nanmean(losses[key]))))
+        key: tuple[Any, ...] = tuple(settled[trial_id].items())
+        losses.setdefault(key, []).append(loss)
+    best: Config = dict(min(losses, key=lambda own: float(np.nanmean(losses[own]))))
     if not best:
         return explored
     others = [trial for trial, own in settled.items() if not best.items() <= own.items()]
