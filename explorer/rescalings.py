@@ -36,7 +36,8 @@ def of_one_training(explored: Explored) -> Explored:
     for trial_id, loss in zip(trials, values.tolist(), strict=True):
         key: tuple[Any, ...] = tuple(settled[trial_id].items())
         losses.setdefault(key, []).append(loss)
-    best: Config = dict(min(losses, key=lambda own: float(np.nanmean(losses[own]))))
+    chosen = min(losses, key=lambda one: float(np.nanmean(losses[one])))
+    best: Config = dict(chosen)
     if not best:
         return explored
     others = [trial for trial, own in settled.items() if not best.items() <= own.items()]
