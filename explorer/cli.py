@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 
 from explorer import documents
 from explorer.exploration import (
@@ -52,7 +53,7 @@ from explorer.presentation import (
 )
 from explorer.progress import ProgressReport
 from explorer.quantities import parse_quantity
-from explorer.queries import Answer, Bound, parse_bound
+from explorer.queries import Answer, Bound, PointTable, parse_bound
 from explorer.specs import load_spec
 from explorer.submitting import jobs_app, submit
 from search_spaces.errors import InputError, UserError
@@ -229,6 +230,15 @@ def query(
         str | None,
         typer.Option("--dataset", help="Refuse to answer from another data set than this one."),
     ] = None,
+    evaluate_on: Annotated[
+        str | None,
+        typer.Option(
+            "--evaluate-on",
+            metavar="DATASET",
+            help="Judge by the images of another data set: its name, or what differs: "
+            "'{root: DIR}', '{name: NAME, root: DIR, options: {...}}'.",
+        ),
+    ] = None,
     runs_dir: RunsDir = None,
     as_json: Json = False,
 ) -> None:
@@ -247,14 +257,30 @@ def query(
         explorer query demo-1 --min dice/region1=0.8 --max parameters=20k --max macs=14M
 
         explorer query demo-1 --knee --method fixed --seed 0
+
+        explorer query demo-1 --min dice=0.8 --minimize activation_bytes
+        --evaluate-on '{root: DIR}'
     """
     exploration = open_exploration(exploration_id, runs_dir)
     if knee and refine:
         raise InputError("--knee is of the points that there are: leave --refine out")
+    if evaluate_on is not None and refine:
+        raise InputError("--refine is of the validation images: leave --evaluate-on out")
     bounds, objective = _bounds(at_most, at_least), _objective(maximize, minimize)
-    ask = _question(
-        exploration, bounds, objective, knee=knee, method=method, seeds=seeds, dataset=dataset
-    )
+    there: dict[str, Any] | None = None
+    if evaluate_on is None:
+        ask = _question(
+            exploration, bounds, objective, knee=knee, method=method, seeds=seeds, dataset=dataset
+        )
+    else:
+        with stdout_to_stderr():
+            table, there = exploration.elsewhere(
+                _plain("--evaluate-on", evaluate_on),
+                method=method,
+                seeds=seeds,
+                progress=ProgressReport(),
+            )
+        ask = _asked_of(table, exploration, bounds, objective, knee=knee)
     answer = ask()
     if refine:
         before = answer
@@ -265,9 +291,9 @@ def query(
         answer = ask()
         if (answer.point, answer.nearest) == (before.point, before.nearest):
             typer.echo("refining found nothing better: the answer is the one before", err=True)
-    document = documents.answered(answer, status=_status(exploration))
+    document = documents.answered(answer, status=_status(exploration), there=there)
     asked = [objective.name] if objective else []
-    print_document(document, as_json, lambda: show_answer(answer, asked=asked))
+    print_document(document, as_json, lambda: show_answer(answer, asked=asked, there=there))
     if not answer.feasible:
         raise typer.Exit(3)
 
@@ -620,6 +646,41 @@ def _work(work: Callable[[ProgressReport], Exploration], as_json: bool) -> None:
     with stdout_to_stderr():
         exploration = work(ProgressReport())
     print_document(exploration.summary(), as_json, lambda: show_result(exploration))
+
+
+def _plain(option: str, text: str) -> str | dict[str, Any]:
+    """A name, or a mapping in YAML."""
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        value = None
+    is_mapping = isinstance(value, dict) and all(isinstance(key, str) for key in value)
+    if isinstance(value, str):
+        return value
+    if is_mapping:
+        return dict(value)
+    raise InputError(
+        f"{option}: expected the name of a data set, or a mapping such as "
+        f"'{{name: wbc, root: DIR}}', got {text[:80]!r}"
+    )
+
+
+def _asked_of(
+    table: PointTable,
+    exploration: Exploration,
+    bounds: list[Bound],
+    objective: Objective | None,
+    *,
+    knee: bool,
+) -> Callable[[], Answer]:
+    """A query of points that are not the exploration's own, or one for their knee."""
+    if knee:
+        return lambda: table.knee(exploration.objectives, bounds)
+    return lambda: table.query(
+        bounds,
+        objective=objective or exploration.objectives[0],
+        tie_breaks=exploration.tie_breaks,
+    )
 
 
 def _question(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from explorer.exploration import Exploration
@@ -55,9 +55,12 @@ def front(
     }
 
 
-def answered(answer: Answer, *, status: str) -> dict[str, Any]:
-    """`explorer query`."""
-    return {**answer.to_json(), "status": status}
+def answered(
+    answer: Answer, *, status: str, there: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """`explorer query`; `there` is what else than validation it was judged by."""
+    judged = {} if there is None else {"evaluated_on": dict(there)}
+    return {**answer.to_json(), "status": status, **judged}
 
 
 def costs(trainable: Trainable, conditioning: Config) -> dict[str, Any]:

@@ -212,6 +212,44 @@ class Exploration:
         self._refuse_other_dataset(dataset)
         return self.points(method=method, seeds=seeds).knee(self.objectives, bounds)
 
+    def elsewhere(
+        self,
+        dataset: str | Mapping[str, Any],
+        *,
+        method: str | None = None,
+        seeds: Collection[int] | None = None,
+        progress: ProgressReport | None = None,
+    ) -> tuple[PointTable, dict[str, Any]]:
+        """The points of a method judged by all images of another data set: D' of Eq. 3.
+
+        Measured once, and kept beside the exploration.
+
+        Args:
+            dataset: a name, or keys of the section `dataset` that differ from the exploration's.
+            method: whose points; the exploration's own by default.
+            seeds: average these trainings only; all by default.
+            progress: where to show progress.
+
+        Returns:
+            The points, and what the images are: data set, their number and digest.
+
+        Raises:
+            InputError: it cannot be read, has other labels, channels or size, or images that the
+                models were trained on.
+        """
+        shown = progress or ProgressReport(quiet=True)
+        table = self.points(method=method, seeds=seeds)
+        from explorer.elsewhere import dataset_of, judged_elsewhere
+        from explorer.specs import spec_of
+
+        data = {**self.spec.model_dump(), "dataset": dataset_of(self.spec, dataset)}
+        other = spec_of(data, "--evaluate-on").dataset
+        own = _unchanged_data(self, shown)
+        points = [table.point(index) for index in range(len(table))]
+        with write_lock(self.folder / "lock"), shown:
+            columns, told = judged_elsewhere(self.folder, self.spec, points, other, own, shown)
+        return PointTable.of(columns, method=method or self.spec.method, seeds=seeds), told
+
     def _refuse_other_dataset(self, name: str | None) -> None:
         # One exploration reads one data set, so that a filter by name can only keep all or none.
         if name is not None and name != self.spec.dataset.name:

@@ -170,9 +170,13 @@ def _show_gain(
         )
 
 
-def show_answer(answer: Answer, *, asked: Sequence[str] = ()) -> None:
+def show_answer(
+    answer: Answer, *, asked: Sequence[str] = (), there: Mapping[str, Any] | None = None
+) -> None:
     """A query's answer, or why there is none; labels are told where they were asked for."""
     console = _console()
+    if there is not None:
+        console.print(f"judged by {there['num_samples']} samples of {there['dataset']}")
     bounds = " and ".join(str(bound) for bound in answer.bounds) or "no bounds"
     named = [*asked, *(bound.name for bound in answer.bounds)]
     if answer.point is None:
@@ -286,7 +290,7 @@ def _point(point: Point, named: Sequence[str] = ()) -> str:
         return f"{where}: not measured; {costs}"
     metrics, test = _metrics(point.metrics, named), _metrics(point.test_metrics, named)
     costs = ", ".join(f"{name} {_number(value)}" for name, value in point.costs.items())
-    on_test = f" (on test {test})" if test else " (refined, not looked at on test)"
+    on_test = f" (on test {test})" if test else " (not looked at on test)"
     return f"{where}: {metrics}{on_test}; {costs}"
 
 

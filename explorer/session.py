@@ -72,7 +72,7 @@ from explorer.training import (
 from search_spaces.errors import InputError, unknown_name
 from search_spaces.problem import Objective
 from search_spaces.space import Config, SearchSpace
-from trainables.base import Trainable
+from trainables.base import Arrays, Trainable
 from trainables.datasets.base import ImageDataset
 from trainables.metrics.classification import SET_METRICS
 from trainables.train_loop import validation_settings
@@ -578,32 +578,13 @@ class Session:
         return rows
 
     def _measurement(self, one: Evaluation) -> Measurement:
-        record = self.records[one.trial_id]
-        pairs = self.splits[one.split].pairs
-        members = None if pairs is None else pairs[one.sample_indices]
-        errors = {
-            name: standard_error(values, members)
-            for name, values in one.values.items()
-            if name.partition("/")[0] not in SET_METRICS
-        }
-        finite = {name: values[np.isfinite(values)] for name, values in one.values.items()}
-        finite = {name: values for name, values in finite.items() if len(values)}
-        return Measurement(
+        return measurement_of(
+            one,
+            self.records[one.trial_id],
+            self.splits[one.split],
             exploration_id=self.folder.name,
-            trial_id=one.trial_id,
-            method=record.trial.method,
-            seed=record.trial.seed,
-            split=one.split,
             data_digest=self.state["data_digest"],
-            code_version=self.code_version,
-            setting_id=setting_id(one.setting),
-            num_samples=len(one.sample_indices),
-            evaluation_s=one.evaluation_s,
-            time=one.time,
-            conditioning=one.setting,
-            metrics={name: float(values.mean()) for name, values in finite.items()},
-            standard_errors={name: error for name, error in errors.items() if error is not None},
-            costs={**one.costs, "train_s": record.train_s},
+            version=self.code_version,
         )
 
     def _samples(self, one: Evaluation) -> Any:
@@ -640,6 +621,52 @@ class Session:
         settings = [{**best.conditioning, first.name: first.from_unit(k / 4)} for k in range(5)]
         figure = pairs.figure(settings, best=dict(best.conditioning))
         save_figure(figure, self.folder / "figures" / "pair-val.png")
+
+
+def measurement_of(
+    one: Evaluation,
+    record: TrialRecord,
+    samples: Arrays,
+    *,
+    exploration_id: str,
+    data_digest: str,
+    version: str,
+) -> Measurement:
+    """The row of the table that an evaluation makes.
+
+    Args:
+        one: the evaluation.
+        record: of its training.
+        samples: those that its sample indices count.
+        exploration_id: of the exploration.
+        data_digest: of the data set that they are of.
+        version: of the code.
+    """
+    members = None if samples.pairs is None else samples.pairs[one.sample_indices]
+    errors = {
+        name: standard_error(values, members)
+        for name, values in one.values.items()
+        if name.partition("/")[0] not in SET_METRICS
+    }
+    finite = {name: values[np.isfinite(values)] for name, values in one.values.items()}
+    finite = {name: values for name, values in finite.items() if len(values)}
+    return Measurement(
+        exploration_id=exploration_id,
+        trial_id=one.trial_id,
+        method=record.trial.method,
+        seed=record.trial.seed,
+        split=one.split,
+        data_digest=data_digest,
+        code_version=version,
+        setting_id=setting_id(one.setting),
+        num_samples=len(one.sample_indices),
+        evaluation_s=one.evaluation_s,
+        time=one.time,
+        conditioning=one.setting,
+        metrics={name: float(values.mean()) for name, values in finite.items()},
+        standard_errors={name: error for name, error in errors.items() if error is not None},
+        costs={**one.costs, "train_s": record.train_s},
+    )
 
 
 def standard_error(

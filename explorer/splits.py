@@ -31,18 +31,7 @@ def load_data(spec: ExplorationSpec) -> ImageDataset:
         InputError: missing or damaged data, options that the data set does not have, or fewer
             images or pairs than the spec needs.
     """
-    source = dataset_source(spec)
-    if source.needs_root and spec.dataset.root is None:
-        raise InputError(
-            f"dataset.root: {source.name} needs the folder of its files: "
-            f"--set dataset.root=DIR ({source.summary})"
-        )
-    try:
-        dataset = source.load(spec.dataset.root, size=image_size(spec), **spec.dataset.options)
-    except TypeError as error:
-        if "keyword argument" not in str(error):
-            raise
-        raise InputError(f"dataset.options of {source.name}: {error}") from None
+    dataset = decoded(spec)
     if spec.registration.pairs is not None:
         table = read_bytes(Path(spec.registration.pairs).expanduser())
         digest = hashlib.sha256(dataset.digest.encode() + table).hexdigest()
@@ -62,6 +51,22 @@ def load_data(spec: ExplorationSpec) -> ImageDataset:
             f"got {spec.train.batch_size}"
         )
     return dataset
+
+
+def decoded(spec: ExplorationSpec) -> ImageDataset:
+    """The images of a spec's data set, whatever is to be done with them; raises as `load_data`."""
+    source = dataset_source(spec)
+    if source.needs_root and spec.dataset.root is None:
+        raise InputError(
+            f"dataset.root: {source.name} needs the folder of its files: "
+            f"--set dataset.root=DIR ({source.summary})"
+        )
+    try:
+        return source.load(spec.dataset.root, size=image_size(spec), **spec.dataset.options)
+    except TypeError as error:
+        if "keyword argument" not in str(error):
+            raise
+        raise InputError(f"dataset.options of {source.name}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,19 @@ def samples_of(spec: ExplorationSpec, dataset: ImageDataset) -> dict[str, Sample
             arrays = replace(arrays, folds=parts[own], values=values[own])
         samples[name] = Samples(arrays, ids, own)
     return samples
+
+
+def whole_of(spec: ExplorationSpec, dataset: ImageDataset) -> Arrays:
+    """All images of a data set, or pairs of them, as one part."""
+    if method_of(spec, spec.method).task != "registration":
+        return Arrays(dataset.images, dataset.masks)
+    every = {"val": np.arange(len(dataset.images))}
+    section = spec.registration
+    domains = dataset.domains if section.across_domains else None
+    pairs = draw_pairs(
+        every, num_pairs=section.num_pairs, seed=spec.dataset.split_seed, domains=domains
+    )
+    return Arrays(dataset.images, dataset.masks, pairs["val"])
 
 
 def candidates_of(spec: ExplorationSpec, dataset: ImageDataset) -> Candidates:
