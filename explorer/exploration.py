@@ -716,6 +716,7 @@ def run(
 
         tracking_uri(runs)  # raises where it cannot be
     progress.say("checking the spec")  # before the imports, which take seconds
+    from explorer.fitting import fitting_batch_size
     from explorer.session import check_spec, code_version
     from explorer.splits import load_data
     from explorer.training import settled_precision
@@ -723,6 +724,14 @@ def run(
     train = spec.train.model_copy(update={"precision": settled_precision(spec)})
     spec = spec.model_copy(update={"train": train}).extended(extensions or Extensions())
     objectives = check_spec(spec)
+    batch_size = fitting_batch_size(spec)
+    if batch_size < spec.train.batch_size:
+        progress.say(
+            f"train.batch_size {spec.train.batch_size} becomes {batch_size}, so that the largest "
+            f"rescaling factors fit into memory"
+        )
+        train = spec.train.model_copy(update={"batch_size": batch_size})
+        spec = spec.model_copy(update={"train": train}).extended(spec.extensions)
     if exploration_id is not None:
         require_id(exploration_id)
     elif not new:

@@ -266,6 +266,8 @@ class TrainSpec(Section):
     parameters of `grid` that concern it (see `adaptation` and `generalization`); a baseline's own
     grid may name others of them. `precision: auto` is settled when the exploration begins: bf16
     where the machine computes in it, float32 elsewhere, where bf16 is several times slower.
+    `memory_bytes` is what one training (one worker of it) may take, by default its share of the
+    machine's; networks over rescaling factors get a smaller batch where theirs would not fit.
     """
 
     epochs: Count = 100
@@ -293,6 +295,7 @@ class TrainSpec(Section):
     keep: Literal["best", "last"] = "best"
     num_workers: Whole = 0
     num_threads: Count = 1
+    memory_bytes: Annotated[Quantity, Field(gt=0)] | None = None
     gpus_per_worker: Annotated[Number, Field(ge=0)] = 0
 
     @property

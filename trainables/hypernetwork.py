@@ -95,7 +95,7 @@ class Hypernetwork(nn.Module):
     def _initialise_last(self, initialisation: str, generator: torch.Generator) -> None:
         biases = self.bias.split(self.numels)
         groups = zip(self.shapes.items(), self.weight.split(self.numels), biases, strict=True)
-        norm = self.features(self.reference).norm().item()
+        norm = self.features(self.reference).norm()
         for (_, shape), weight, bias in groups:
             if self.is_residual:
                 if len(shape) > 1:
@@ -151,7 +151,9 @@ class ConditionedNetwork(nn.Module):
 
         `structure` has the same weights and is run in its place: what else is chosen at z.
         """
-        with torch.autocast(z.device.type, enabled=False):
+        kind = z.device.type
+        # tensors without storage are computed in no precision
+        with torch.autocast("cpu" if kind == "meta" else kind, enabled=False):
             weights = self.weights(z)
         network = self.primary if structure is None else structure
         output: Tensor = functional_call(network, weights, inputs)

@@ -276,12 +276,12 @@ class ScaleSpace(Trainable):
             return own
         # the sandwich rule of Yu & Huang (2019), arXiv:1903.05134: the widest learns from the
         # truth at every step, and the one that was drawn also from the widest
-        top = self._outputs(module, images, {**conditioning, **self._top()})
+        top = self._outputs(module, images, {**conditioning, **self.top()})
         agreement = self.disagreement(found[0].float(), top[0].detach().float())
         taught = (1 - self.distillation) * own + self.distillation * agreement
         return (taught + self.task_loss(top, images, masks, stage)) / 2
 
-    def _top(self) -> Config:
+    def top(self) -> Config:
         """The largest factors that training draws."""
         names = self.space.names[: self.model.num_factors]
         return {n: high for n, (_, high) in zip(names, self.model.ranges, strict=True)}

@@ -1,0 +1,87 @@
+"""What a training step holds in memory, from the sizes of its tensors: nothing is computed.
+
+At large rescaling factors it is what decides whether a network can be trained at all (the
+limitation that "Amortized Learning of Flexible Feature Scaling" names).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from search_spaces.space import Config
+from trainables.base import Trainable
+
+STATES = 3  # of every parameter beside itself: its gradient and the two moments of Adam
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Bytes in float32 at the peak of a training step.
+
+    Attributes:
+        parameters: with their gradients and the optimiser's moments, whatever the batch.
+        features: what backward needs of the forward pass, weights that a network predicts too, the
+            two largest gradients beside it, and the images.
+    """
+
+    parameters: int
+    features: int
+
+
+def step_memory(trainable: Trainable, batch_size: int, setting: Config) -> StepMemory:
+    """What a step of the costliest stage holds, by the tensors that autograd would save.
+
+    What a library allocates for a convolution is not counted.
+
+    Args:
+        trainable: whose networks run without storage, and whose model has a size.
+        batch_size: images, or pairs, of a step.
+        setting: of its conditioning.
+    """
+    model: Any = trainable.model  # type: ignore[attr-defined]  # of what has images of a size
+    with torch.device("meta"):
+        module = trainable.build(0)
+        images = torch.empty(batch_size, model.in_channels, *model.size)
+        is_of_pairs = "registration" in trainable.stages[0].name
+        shape = (batch_size, 2, *model.size) if is_of_pairs else (batch_size, *model.size)
+        masks = torch.zeros(shape, dtype=torch.long)
+    peaks = []
+    for stage in trainable.stages:
+        kept: dict[int, Tensor] = {}
+
+        def keep(tensor: Tensor, kept: dict[int, Tensor] = kept) -> Tensor:
+            kept.setdefault(tensor.untyped_storage()._cdata, tensor)
+            return tensor
+
+        with saved_tensors_hooks(keep, lambda tensor: tensor):
+            trainable.loss(module, images, masks, setting, stage.name)
+        own = {parameter.untyped_storage()._cdata for parameter in module.parameters()}
+        sizes = [x.untyped_storage().nbytes() for key, x in kept.items() if key not in own]
+        peaks.append(sum(sizes) + sum(sorted(sizes)[-2:]))
+    numbers = sum(parameter.numel() for parameter in module.parameters())
+    size = torch.finfo(torch.float32).bits // 8
+    given = images.numel() * size + masks.numel() * masks.element_size()
+    return StepMemory((1 + STATES) * numbers * size, max(peaks) + given)
+
+
+def free_bytes(*, on_gpu: bool) -> float | None:
+    """Memory that is there: all of the first GPU's, or what processes may still take.
+
+    None where this machine has no GPU, or its kernel tells nothing.
+    """
+    if on_gpu:
+        if not torch.cuda.is_available():
+            return None
+        return float(torch.cuda.get_device_properties(0).total_memory)
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    found = [line.split() for line in lines if line.startswith("MemAvailable:")]
+    return 1024.0 * float(found[0][1]) if found else None
