@@ -23,7 +23,7 @@ from trainables.losses import total_variation
 from trainables.metrics.registration import metric_names, registration_metrics
 from trainables.scale_space import Conditioner, RescalingModel, ScaleSpace
 
-FIRST_STD = 1e-5  # of the last layer's first weights: training starts at the identity
+FIRST_STD = 1e-5  # of the heads' first weights: training starts at the identity
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,11 @@ class ScaleSpaceRegistration(ScaleSpace):
 
     def initialise(self, primary: nn.Module, generator: torch.Generator) -> None:
         super().initialise(primary, generator)
-        *_, last = (one for one in primary.modules() if hasattr(one, "kernel_size"))
-        assert isinstance(last.weight, Tensor)
-        last.weight.data.normal_(0, FIRST_STD, generator=generator)
+        layers = {n: one for n, one in primary.named_modules() if hasattr(one, "kernel_size")}
+        heads = [one for name, one in layers.items() if name.startswith("head")]
+        for layer in heads or list(layers.values())[-1:]:
+            assert isinstance(layer.weight, Tensor)
+            layer.weight.data.normal_(0, FIRST_STD, generator=generator)
 
     def task_loss(
         self, outputs: Sequence[Tensor], images: Tensor, masks: Tensor, stage: str

@@ -20,6 +20,7 @@ from trainables.losses import (
     overlap_loss,
     scaled_squares,
     soft_dice,
+    total_variation,
 )
 
 SIZES = [(12, 16), (8, 10, 12)]
@@ -196,3 +197,10 @@ def test_losses_have_the_gradient_of_finite_differences(loss):
     assert (slope * direction).sum().item() == pytest.approx(
         ((after - before) / (2 * step)).item(), rel=1e-4
     )
+
+
+def test_total_variation_of_a_ramp_is_its_slopes():
+    y, x = torch.meshgrid(torch.arange(5.0), torch.arange(7.0), indexing="ij")
+    field = torch.stack([0.5 * y, -0.25 * x + 2 * y])[None]
+    assert total_variation(field).item() == pytest.approx(0.5 + 0.25 + 2)
+    assert total_variation(torch.ones(2, 3, 4, 4, 4)).item() == 0

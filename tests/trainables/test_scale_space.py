@@ -262,3 +262,44 @@ def test_weights_are_decided_by_the_seed():
     first, again, other = (make().build(seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+# How an amortised network may be trained
+
+
+def test_distillation_is_the_sandwich_of_the_drawn_and_the_largest_factor():
+    model = {"prior": ((0.0, 0.5),), "dice_share": 0.0}
+    plain, taught = make(**model), make(distillation=0.25, **model)
+    module, x = randomised(plain), images()
+    masks = torch.randint(0, 3, (2, 12, 10), generator=torch.Generator().manual_seed(4))
+    own, top = ({"phi": 0.2}, {"phi": 0.5})
+    losses = [plain.loss(module, x, masks, at, "cross_entropy") for at in (own, top)]
+    logits, teacher = (plain.materialize(module, at)(x) for at in (own, top))
+    agreement = -(teacher.softmax(1) * logits.log_softmax(1)).sum(1).mean()
+    expected = (0.75 * losses[0] + 0.25 * agreement + losses[1]) / 2
+    found = taught.loss(module, x, masks, own, "cross_entropy")
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_largest_factor_learns_nothing_from_the_drawn_one():
+    taught = make(distillation=1.0, prior=((0.0, 0.5),), dice_share=0.0)
+    alone = make(prior=((0.0, 0.5),), dice_share=0.0)
+    module, x = randomised(taught), images()
+    masks = torch.zeros(2, 12, 10, dtype=torch.long)
+    top = {"phi": 0.5}
+    taught.loss(module, x, masks, top, "cross_entropy").backward()
+    found = module.hypernetwork.bias.grad.clone()
+    module.zero_grad()
+    alone.loss(module, x, masks, top, "cross_entropy").backward()
+    # its agreement with itself has no gradient: half of its own loss is left
+    assert torch.allclose(found, module.hypernetwork.bias.grad / 2, atol=1e-6)
+
+
+def test_training_parameters_leave_the_conditioning_open():
+    trainable = make(settled={"prior_width": 0.1, "draws": "common", "distillation": 0.5})
+    assert trainable.problem.space.conditioning.names == ("phi",)
+    assert trainable.distillation == 0.5
+    assert "prior_width" in repr(trainable)
+    assert make("fixed", {"phi": 0.3}, distillation=0.5).distillation == 0
+    with pytest.raises(InputError, match="prior_width must be in"):
+        make(settled={"prior_width": 0.7})

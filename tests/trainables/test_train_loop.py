@@ -319,6 +319,29 @@ def test_ends_of_the_range_are_drawn_as_often_as_asked():
     assert set(inside) <= set(plain)  # the other draws are what they are without
 
 
+def test_power_of_the_draws_makes_more_of_them_small():
+    space, prior = rescaling_space(), {"phi": (0.1, 0.5)}
+    plain, squared = (
+        np.array([draw(space, prior, (0, step), power=p)["phi"] for step in range(2000)])
+        for p in (1.0, 2.0)
+    )
+    shares = (plain - 0.1) / 0.4
+    assert squared == pytest.approx(0.1 + 0.4 * shares**2, rel=1e-9)
+    assert squared.mean() == pytest.approx(0.1 + 0.4 / 3, abs=0.01)
+
+
+def test_common_draws_lie_at_one_share_of_every_range_and_leave_categories_alone():
+    modes = {"interpolation": ("linear", "nearest")}
+    space = rescaling_space(num_factors=2, choices=modes)
+    prior = {"phi_0": (0.0, 1.0), "phi_1": (0.2, 0.4)}
+    separate = [draw(space, prior, (3, step)) for step in range(200)]
+    common = [draw(space, prior, (3, step), is_common=True) for step in range(200)]
+    for own, other in zip(common, separate, strict=True):
+        assert own["phi_0"] == other["phi_0"]
+        assert own["phi_1"] == pytest.approx(0.2 + 0.2 * own["phi_0"])
+        assert own["interpolation"] == other["interpolation"]
+
+
 def test_an_epoch_ends_after_its_steps(tmp_path):
     shorter = replace(CONFIG, steps_per_epoch=2)
     trainable = Scripted(*range(3))
