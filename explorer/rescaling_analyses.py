@@ -18,7 +18,12 @@ from explorer.explored import Analysis, Explored, NamedAnalysis, Row
 from explorer.figures import metric_against_cost, training_cost_bars
 from explorer.points import Point
 from explorer.queries import PointTable
-from explorer.rescaling_figures import factor_fronts, factor_maps, structure_dots
+from explorer.rescaling_figures import (
+    factor_fronts,
+    factor_maps,
+    lines_with_spread,
+    structure_dots,
+)
 from explorer.rescalings import (
     best_point,
     factor_names,
@@ -30,6 +35,7 @@ from explorer.rescalings import (
     table_of,
     told,
 )
+from search_spaces.errors import InputError
 from search_spaces.space import Config
 from trainables.base import Arrays
 
@@ -199,6 +205,61 @@ def _training_cost(explored: Explored) -> Analysis:
     return Analysis(rows, notes, training_cost_bars(seconds, main=main))
 
 
+def _training_parameters(explored: Explored) -> Analysis:
+    """What each way of training gives, along the factor: small, middle and large ones, and cost."""
+    main, quality = explored.spec.method, explored.objectives[0].name
+    (name,) = factor_names(explored, 1)
+    grid = list(explored.spec.train.grid)
+    if not grid:
+        raise InputError(
+            f"{explored.exploration_id}: it was trained in one way; name several in train.grid, "
+            f"such as {{distillation: [0, 0.5], prior_power: [1, 2]}}"
+        )
+    table = table_of(explored, main)
+    points = [table.point(index) for index in range(len(table))]
+    ways: dict[str, list[Point]] = {}
+    for point in points:
+        way = told({own: point.conditioning[own] for own in grid if own in point.conditioning})
+        ways.setdefault(way, []).append(point)
+    seconds = explored.columns["cost/train_s"]
+    rows: list[Row] = []
+    lines = []
+    for way, own in ways.items():
+        own.sort(key=lambda point: float(point.conditioning[name]))
+        trial_ids = {one for point in own for one in point.trial_ids}
+        of_way = np.isin(explored.columns["trial_id"].astype(str), list(trial_ids))
+        row: Row = {"method": main, "training": way}
+        for split in ("validation", "test"):
+            found = np.array(
+                [(p.metrics if split == "validation" else p.test_metrics)[quality] for p in own]
+            )
+            small, middle, large = (x.mean() if x.size else None for x in np.array_split(found, 3))
+            parts = {"first": found[0], "small": small, "middle": middle, "large": large}
+            parts["all"] = found.mean()
+            row |= {f"{split}_{n}": None if x is None else float(x) for n, x in parts.items()}
+        row["train_s"] = float(np.mean(seconds[of_way]))
+        rows.append(row)
+        lines.append(
+            (way, "", [(float(p.conditioning[name]), p.metrics[quality], None) for p in own])
+        )
+    rival = grid_method(explored)
+    if rival is not None:
+        own_table = table_of(explored, rival)
+        every = [own_table.point(index) for index in range(len(own_table))]
+        lines.append(
+            (rival, "", [(float(p.conditioning[name]), p.metrics[quality], None) for p in every])
+        )
+    best = min(rows, key=lambda row: explored.objectives[0].to_loss(float(row["validation_all"])))
+    notes = [
+        f"best on validation over all {name}: {best['training']}; small, middle and large are "
+        f"thirds of the values of {name}, first is the smallest of them",
+    ]
+    figure = lines_with_spread(
+        lines, [], x_label=name, metric=quality, main=lines[0][0], split="validation"
+    )
+    return Analysis(rows, notes, figure)
+
+
 def _separate(explored: Explored) -> Analysis:
     """Fig. 12: quality at every combination of factors, and how much each of them matters."""
     quality = explored.objectives[0].name
@@ -342,6 +403,9 @@ ANALYSES: dict[str, NamedAnalysis] = {
     "structures": NamedAnalysis("quality of every structure, the largest first", _structures),
     "iso-accuracy": NamedAnalysis(
         "how much cheaper at the same quality, and what each saving loses", _iso_accuracy
+    ),
+    "parameters": NamedAnalysis(
+        "what each way of training that a grid names gives along the factor", _training_parameters
     ),
     "training-cost": NamedAnalysis("what training costs each method", _training_cost),
     "factors": NamedAnalysis(

@@ -66,6 +66,7 @@ def lines_with_spread(
     x_label: str,
     metric: str,
     main: str,
+    split: str = "test",
 ) -> Figure:
     """Quality of methods against a number, with bands of one standard deviation over seeds.
 
@@ -75,29 +76,30 @@ def lines_with_spread(
         x_label: what the number is.
         metric: name of the values.
         main: the exploration's own method.
+        split: of lines that do not name one.
     """
     figure = Figure(figsize=(6, 4.4), layout="constrained")
     axes = figure.subplots()
     decorate(axes)
     colors = colors_of([name for name, *_ in [*lines, *levels]], main)
     handles = []
-    for method, split, points in lines:
+    for method, own_split, points in lines:
         x, y, sd = (np.array([p[k] or 0.0 for p in points], dtype=np.float64) for k in range(3))
         order = np.argsort(x)
-        color, dash = colors[method], _DASHES[split]
+        color, dash = colors[method], _DASHES[own_split]
         axes.plot(x[order], y[order], dash, color=color, marker=".", linewidth=1.6)
         low, high = (y - sd)[order], (y + sd)[order]
         axes.fill_between(x[order], low, high, color=color, alpha=0.15, linewidth=0)
-        label = f"{method}, {split}" if split else method
+        label = f"{method}, {own_split}" if own_split else method
         handles.append(Line2D([], [], color=color, linestyle=dash, marker=".", label=label))
-    for method, split, value in levels:
-        color, dash = colors[method], _DASHES[split]
+    for method, own_split, value in levels:
+        color, dash = colors[method], _DASHES[own_split]
         axes.axhline(value, color=color, linestyle=dash, linewidth=1)
         handles.append(
-            Line2D([], [], color=color, linestyle=dash, linewidth=1, label=f"{method}, {split}")
+            Line2D([], [], color=color, linestyle=dash, linewidth=1, label=f"{method}, {own_split}")
         )
     axes.set_xlabel(x_label)
-    axes.set_ylabel(name_of(metric) + (" on test" if all(not s for _, s, _ in lines) else ""))
+    axes.set_ylabel(name_of(metric) + (f" on {split}" if all(not s for _, s, _ in lines) else ""))
     draw_legend(figure, handles)
     return figure
 

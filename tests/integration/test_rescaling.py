@@ -54,6 +54,7 @@ PAIRS = (
 OF_ONE = (
     "structures",
     "iso-accuracy",
+    "parameters",
     "training-cost",
     "prior-width",
     "transfer",
@@ -103,6 +104,14 @@ def test_analyses_of_one_factor(runs_dir):
     cheapest, *_ = rows["iso-accuracy"]
     assert cheapest["saving"] > 0
     assert cheapest["setting"]["phi"] == 0
+    ways = {r["training"]: r for r in rows["parameters"]}
+    assert list(ways) == ["prior_width = 0", "prior_width = 0.5"]
+    assert ways["prior_width = 0"]["test_first"] == pytest.approx(
+        open_exploration("widths-1", runs_dir)
+        .points()
+        .find({"phi": 0, "prior_width": 0})
+        .test_metrics["dice"]
+    )
     trainings = {r["method"]: r["trainings"] for r in rows["training-cost"]}
     assert trainings == {"sshn": 2, "fixed": 2}
     assert [(r["method"], r["prior_width"]) for r in rows["prior-width"]] == [

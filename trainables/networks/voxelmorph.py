@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainables.cost import Operation, Size
+from trainables.cost import Ledger, Operation, Size
 
 NEGATIVE_SLOPE = 0.2
 FLOW_STD = 1e-5  # of the last layer's first weights: training starts at the identity
@@ -125,33 +125,23 @@ class RegistrationUNet(nn.Module):
     def operations(self, size: Size) -> list[Operation]:
         """List what `forward` does to one pair of images of that spatial size."""
         kernel = 3**self.num_dims
-        done: list[Operation] = []
-        held = 0
-
-        def convolve(name: str, before: int, after: int, size: Size) -> None:
-            area = math.prod(size)
-            done.append(
-                Operation(
-                    name, kernel * before * after * area, held + (before + after) * area, size
-                )
-            )
-
+        ledger = Ledger()
         channels, skips = self.in_channels, list[tuple[int, Size]]()
         for level, width in enumerate(self.encoder_widths):
-            convolve(f"encoder.{level}", channels, width, size)
+            ledger.convolve(f"encoder.{level}", channels, width, size, kernel=kernel)
             if level:  # that of the full resolution is not kept
                 skips.append((width, size))
-                held += width * math.prod(size)
+                ledger.held += width * math.prod(size)
             size, channels = tuple(length // 2 for length in size), width
         for level, width in enumerate(self.decoder_widths):
             if level:
                 skip, size = skips.pop()
-                held -= skip * math.prod(size)
+                ledger.held -= skip * math.prod(size)
                 channels += skip
-            convolve(f"decoder.{level}", channels, width, size)
+            ledger.convolve(f"decoder.{level}", channels, width, size, kernel=kernel)
             channels = width
         for level, width in enumerate(self.final_widths):
-            convolve(f"final.{level}", channels, width, size)
+            ledger.convolve(f"final.{level}", channels, width, size, kernel=kernel)
             channels = width
-        convolve("flow", channels, self.num_dims, size)
-        return done
+        ledger.convolve("flow", channels, self.num_dims, size, kernel=kernel)
+        return ledger.operations
