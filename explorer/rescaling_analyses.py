@@ -229,9 +229,9 @@ def _training_parameters(explored: Explored) -> Analysis:
         trial_ids = {one for point in own for one in point.trial_ids}
         of_way = np.isin(explored.columns["trial_id"].astype(str), list(trial_ids))
         row: Row = {"method": main, "training": way}
-        for split in ("validation", "test"):
+        for split in ("val", "test"):
             found = np.array(
-                [(p.metrics if split == "validation" else p.test_metrics)[quality] for p in own]
+                [(p.metrics if split == "val" else p.test_metrics)[quality] for p in own]
             )
             small, middle, large = (x.mean() if x.size else None for x in np.array_split(found, 3))
             parts = {"first": found[0], "small": small, "middle": middle, "large": large}
@@ -249,7 +249,7 @@ def _training_parameters(explored: Explored) -> Analysis:
         lines.append(
             (rival, "", [(float(p.conditioning[name]), p.metrics[quality], None) for p in every])
         )
-    best = min(rows, key=lambda row: explored.objectives[0].to_loss(float(row["validation_all"])))
+    best = min(rows, key=lambda row: explored.objectives[0].to_loss(float(row["val_all"])))
     notes = [
         f"best on validation over all {name}: {best['training']}; small, middle and large are "
         f"thirds of the values of {name}, first is the smallest of them",
