@@ -29,7 +29,7 @@ def analyses_of(spec: ExplorationSpec) -> dict[str, str]:
 
 
 def _known(spec: ExplorationSpec) -> dict[str, NamedAnalysis]:
-    model = method_of(spec, spec.method).model
+    model = method_of(spec, spec.method).described_by
     return next((own for kind, own in ANALYSES.items() if issubclass(model, kind)), {})
 
 

@@ -260,17 +260,16 @@ def _best_trial(exploration: Exploration, point: Point) -> str:
         if there is not None:
             value, trial_id = there.metrics[objective.name], there.trial_ids[0]
         else:
-            is_near = np.ones(len(own), dtype=bool)
-            for name, x in settled.items():
-                is_near &= own.conditionings[name] == x
-            value = float(np.nanmean(own.values(objective.name)[is_near]))
-            trial_id = own.point(int(np.argmax(is_near))).trial_ids[0]
+            points = (own.point(index) for index in range(len(own)))
+            near = [one for one in points if settled.items() <= one.conditioning.items()]
+            value = float(np.nanmean([one.metrics[objective.name] for one in near]))
+            trial_id = near[0].trial_ids[0]
         if trial_id in point.trial_ids:
             losses[trial_id] = objective.to_loss(float(value))
     return min(losses, key=lambda trial_id: losses[trial_id])
 
 
-def _settled(exploration: Exploration, point: Point) -> dict[str, float]:
+def _settled(exploration: Exploration, point: Point) -> dict[str, float | str]:
     """What the models of a point were trained for, of its setting."""
     names = exploration.spec.train.grid
-    return {name: float(x) for name, x in point.conditioning.items() if name in names}
+    return {name: x for name, x in point.conditioning.items() if name in names}

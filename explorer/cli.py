@@ -273,6 +273,9 @@ def query(
             exploration, bounds, objective, knee=knee, method=method, seeds=seeds, dataset=dataset
         )
     else:
+        _question(
+            exploration, bounds, objective, knee=knee, method=method, seeds=seeds, dataset=dataset
+        )()  # a wrong question costs nothing
         with stdout_to_stderr():
             table, there = exploration.elsewhere(
                 _plain("--evaluate-on", evaluate_on),

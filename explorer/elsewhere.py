@@ -22,8 +22,10 @@ from explorer.splits import decoded, whole_of
 from explorer.store import measurements_store
 from explorer.training import read_record, read_weights
 from search_spaces.errors import InputError
+from search_spaces.space import Config
 from trainables.datasets.base import ImageDataset
 
+CHUNK_SIZE = 64  # settings that are written together
 FOLDER = "elsewhere"  # of RUNS/ID, with a table for each data set
 
 
@@ -59,23 +61,33 @@ def judged_elsewhere(
             f"--evaluate-on: models of {spec.method} are judged by images of their own domains; "
             f"leave it out"
         )
-    there = spec.model_copy(update={"dataset": dataset}).extended(spec.extensions)
+    exactly = spec.explore.model_copy(update={"precision": "float32"})
+    there = spec.model_copy(update={"dataset": dataset, "explore": exactly})
+    there = there.extended(spec.extensions)
     _require_same_shape(spec, there)
     images = decoded(there)
     _require_unseen(images, trained_on, dataset)
     samples = whole_of(there, images)
     told = {"dataset": dataset.name, "num_samples": len(samples), "digest": images.digest}
-    store = measurements_store(folder / FOLDER / images.digest[:16])
+    # of pairs: which ones were drawn, too
+    drawn = b"" if samples.pairs is None else samples.pairs.tobytes()
+    key = hashlib.sha256(images.digest.encode() + drawn).hexdigest()[:16]
+    store = measurements_store(folder / FOLDER / key)
     known = columns_of(store.load())
-    keys = list(zip(known["trial_id"].tolist(), known["setting_id"].tolist(), strict=True))
-    done = set(keys)
-    todo = [
-        point
-        for point in points
-        if any((one, setting_id(point.conditioning)) not in done for one in point.trial_ids)
+    done = set(zip(known["trial_id"].tolist(), known["setting_id"].tolist(), strict=True))
+    todo: dict[tuple[str, ...], list[Config]] = {}
+    for point in points:
+        own = setting_id(point.conditioning)
+        missing = tuple(one for one in point.trial_ids if (one, own) not in done)
+        if missing:
+            todo.setdefault(missing, []).append(dict(point.conditioning))
+    chunks = [
+        (trial_ids, tuple(settings[first : first + CHUNK_SIZE]))
+        for trial_ids, settings in todo.items()
+        for first in range(0, len(settings), CHUNK_SIZE)
     ]
-    if todo:
-        trial_ids = sorted({one for point in todo for one in point.trial_ids})
+    if chunks:
+        trial_ids = sorted({one for own, _ in chunks for one in own})
         records = {one: read_record(folder / "trials" / one) for one in trial_ids}
         weights = {
             one: {n: x.numpy() for n, x in read_weights(folder / "trials" / one).items()}
@@ -84,10 +96,11 @@ def judged_elsewhere(
         trials = {one: record.trial for one, record in records.items()}
         models = FrozenModels(there, trials, weights, {"val": samples})
         version = code_version()
-        progress.phase(f"evaluating on {dataset.name}", len(todo))
-        for number, point in enumerate(todo):
-            setting = dict(point.conditioning)
-            chunk = Chunk(f"elsewhere-{setting_id(setting)}", "val", point.trial_ids, (setting,))
+        progress.phase(f"evaluating on {dataset.name}", len(chunks))
+        for own_ids, settings in chunks:
+            told_apart = [*own_ids, *map(setting_id, settings)]
+            name = hashlib.sha256(" ".join(told_apart).encode()).hexdigest()[:16]
+            chunk = Chunk(f"elsewhere-{name}", "val", own_ids, settings)
             rows = [
                 measurement_of(
                     one,
@@ -99,8 +112,8 @@ def judged_elsewhere(
                 )
                 for one in models.evaluate(chunk)
             ]
-            store.append(measurements_table(rows), part=f"{point.method}-{chunk.name}")
-            progress.update(str(number), 1.0)
+            store.append(measurements_table(rows), part=chunk.name)
+            progress.update(chunk.name, 1.0)
     return columns_of(store.load()), told
 
 

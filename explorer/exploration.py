@@ -339,7 +339,7 @@ class Exploration:
                 f"samples at choice; ask explorer query, or explorer analyze {self.id} {name}"
             )
         shown = progress or ProgressReport(quiet=True)
-        trial_ids = self.points(method=method, seeds=seeds).point(0).trial_ids
+        trial_ids = self.points(method=method, seeds=seeds).best(self.objectives[0]).trial_ids
         shown.say(f"optimizing {self.id}")
         from explorer.optimizing import Optimisation, Optimizer, frozen_models, optimize_all
         from explorer.session import explored_space
@@ -449,7 +449,7 @@ class Exploration:
         """
         method = method or self.spec.method
         seeds = None if seed is None else [seed]
-        trial_id = self.points(method=method, seeds=seeds).point(0).trial_ids[0]
+        trial_id = self.points(method=method, seeds=seeds).best(self.objectives[0]).trial_ids[0]
         from explorer.models import method_of
         from explorer.registering import RegisteredPairs
         from explorer.splits import samples_of
@@ -566,9 +566,10 @@ class Exploration:
         asked = {name: x for name, x in conditioning.items() if name not in settled}
         setting = space.validate(asked)
         for name in trained:
-            values = sorted(set(table.conditionings[name].tolist()))
+            every = (table.point(index).conditioning[name] for index in range(len(table)))
+            values = list(dict.fromkeys(every))
             if name not in settled and len(values) > 1:
-                told = ", ".join(f"{value:g}" for value in values)
+                told = ", ".join(x if isinstance(x, str) else f"{x:g}" for x in values)
                 raise InputError(f"{name}: needed, since {method} was trained at {told}")
             settled.setdefault(name, values[0])
         found = table.find({**setting, **settled})

@@ -21,12 +21,14 @@ from explorer.rescaling_figures import (
 )
 from explorer.rescalings import (
     best_point,
+    choices_of,
     diagonal,
     evenly,
     factor_names,
     grid_method,
     middle_of_prior,
-    of_one_training,
+    one_way,
+    scale_space_of,
     spread,
     told,
     trials_of_method,
@@ -40,7 +42,6 @@ from trainables.inspection import (
     predicted_weights,
     transferred,
 )
-from trainables.scale_space import ScaleSpace
 from trainables.train_loop import evaluate_setting
 
 NUM_STEPS = 11  # settings at which weights are looked at
@@ -51,8 +52,9 @@ TRANSFERRED_TO = tuple(round(0.05 * step, 2) for step in range(21))
 
 def _prior_width(explored: Explored) -> Analysis:
     """Fig. 8: train and test quality in the middle of priors of several widths."""
+    explored = one_way(explored, vary=("prior_width",))
     main, quality = explored.spec.method, explored.objectives[0].name
-    middle = middle_of_prior(explored)
+    middle = middle_of_prior(explored) | choices_of(explored)
     widths = explored.spec.train.grid.get("prior_width")
     if not widths or len(widths) < 2:
         raise InputError(
@@ -64,6 +66,8 @@ def _prior_width(explored: Explored) -> Analysis:
         trials = {
             t: s for t, s in trials_of_method(explored, main).items() if s["prior_width"] == width
         }
+        if not trials:
+            continue  # none of its trainings ended well
         rows.append(
             {"method": main, "prior_width": float(width)}
             | _at_middle(explored, list(trials), middle, data, quality)
@@ -134,14 +138,15 @@ def _at_middle(
 
 def _transfer(explored: Explored) -> Analysis:
     """Fig. 9: weights of one setting, run at others; of the hypernetwork, and of a Fixed one."""
-    explored = of_one_training(explored)
+    explored = one_way(explored)
     main, quality = explored.spec.method, explored.objectives[0].name
     (name,) = factor_names(explored, 1)
     rival = grid_method(explored)
     home = middle_of_prior(explored)[name]
     if rival is not None:
         home = max(float(own[name]) for own in trials_of_method(explored, rival).values())
-    run_at: list[Config] = [{name: value} for value in TRANSFERRED_TO]
+    choices = choices_of(explored)
+    run_at: list[Config] = [{name: value, **choices} for value in TRANSFERRED_TO]
     test, rows = explored.images()["test"], list[Row]()
     for method in [main] + ([rival] if rival is not None else []):
         settled = trials_of_method(explored, method)
@@ -149,10 +154,9 @@ def _transfer(explored: Explored) -> Analysis:
             settled = {t: own for t, own in settled.items() if own[name] == home}
         found = []
         for trial_id in settled:
-            trainable, module = explored.model(trial_id)
-            assert isinstance(trainable, ScaleSpace)
+            trainable, module = scale_space_of(explored, trial_id)
             values = transferred(
-                trainable, module, weights_at={name: home}, run_at=run_at, data=test
+                trainable, module, weights_at={name: home, **choices}, run_at=run_at, data=test
             )
             found.append([float(np.nanmean(own[quality])) for own in values])
         for setting, own in zip(run_at, np.array(found).T, strict=True):
@@ -171,8 +175,8 @@ def _transfer(explored: Explored) -> Analysis:
         best = own[min(own, key=lambda x: abs(x - home))]
         usable = [x for x, value in own.items() if value >= best - 0.05]
         notes.append(
-            f"{method}: {best:.3f} where the weights belong; within 5 points of that for {name} "
-            f"from {min(usable):g} to {max(usable):g}"
+            f"{method}: {best:.3f} where the weights belong; within 5 points of that at {name} = "
+            + ", ".join(f"{x:g}" for x in usable)
         )
     lines = [
         (m, "", [(row[name], row[quality], row["sd"]) for row in rows if row["method"] == m])
@@ -186,18 +190,18 @@ def _transfer(explored: Explored) -> Analysis:
 
 def _variation(explored: Explored) -> Analysis:
     """Fig. 14: how much each predicted number varies over the settings, layer by layer."""
-    explored = of_one_training(explored)
+    explored = one_way(explored)
     settings = diagonal(explored, NUM_STEPS)
     rows: list[Row] = []
     spreads: dict[str, list[NDArray[np.float64]]] = {}
     for trial_id in best_point(explored).trial_ids:
-        trainable, module = explored.model(trial_id)
-        assert isinstance(trainable, ScaleSpace)
+        trainable, module = scale_space_of(explored, trial_id)
         for name, weights in predicted_weights(trainable, module, settings).items():
             layer = name.rpartition(".")[0]
             spreads.setdefault(layer, []).append(coefficients_of_variation(weights))
     joined = {layer: np.concatenate(own) for layer, own in spreads.items()}
     joined = {layer: own[np.isfinite(own)] for layer, own in joined.items()}
+    joined = {layer: own for layer, own in joined.items() if len(own)}
     for layer, own in joined.items():
         low, median, high = np.quantile(own, (0.25, 0.5, 0.75)).tolist()
         rows.append(
@@ -220,10 +224,9 @@ def _variation(explored: Explored) -> Analysis:
 
 def _kernels(explored: Explored) -> Analysis:
     """Fig. 15: predicted kernels, number by number, against the setting."""
-    explored = of_one_training(explored)
+    explored = one_way(explored)
     settings = diagonal(explored, 5 * (NUM_STEPS - 1) + 1)
-    trainable, module = explored.model(best_point(explored).trial_ids[0])
-    assert isinstance(trainable, ScaleSpace)
+    trainable, module = scale_space_of(explored, best_point(explored).trial_ids[0])
     weights = predicted_weights(trainable, module, settings)
     every = [name for name, own in weights.items() if own.ndim > 3 and own[0, 0, 0].size > 1]
     layers = [every[k] for k in evenly(len(every), NUM_LAYERS)]
@@ -236,7 +239,7 @@ def _kernels(explored: Explored) -> Analysis:
             a, b = divmod(number, before)
             kernel = own[:, a, b].reshape(len(settings), -1).T
             pictures.setdefault(layer, []).append((f"{b} → {a}", kernel))
-            spread = coefficients_of_variation(kernel.T)
+            variation = coefficients_of_variation(kernel.T)
             rows.append(
                 {
                     "layer": layer,
@@ -244,7 +247,7 @@ def _kernels(explored: Explored) -> Analysis:
                     "to_channel": a,
                     "lowest": float(kernel.min()),
                     "highest": float(kernel.max()),
-                    "variation": float(np.nanmedian(spread)),
+                    "variation": float(np.nanmedian(variation)),
                 }
             )
     ends = f"{told(settings[0])} to {told(settings[-1])}"
@@ -257,9 +260,9 @@ def _kernels(explored: Explored) -> Analysis:
 
 def _feature_maps(explored: Explored) -> Analysis:
     """Fig. 16: features of a test image, layer by layer, at several settings."""
-    explored = of_one_training(explored)
+    explored = one_way(explored)
     settings = diagonal(explored, NUM_COLUMNS)[::-1]
-    trainable, module = explored.model(best_point(explored).trial_ids[0])
+    trainable, module = scale_space_of(explored, best_point(explored).trial_ids[0])
     image = explored.images()["test"].batch([0])[0][0]
     columns: dict[str, dict[str, NDArray[Any]]] = {}
     rows: list[Row] = []

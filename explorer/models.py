@@ -62,7 +62,12 @@ def build_trainable(
         InputError: unknown method or data set, or a model that does not fit.
     """
     chosen = method_of(spec, method or spec.method)
-    model = MODELS[chosen.model](spec)
+    if chosen.described_by not in MODELS:
+        raise InputError(
+            f"method {method or spec.method}: expected one that is given "
+            f"{', '.join(kind.__name__ for kind in MODELS)}, got {chosen.described_by.__name__}"
+        )
+    model = MODELS[chosen.described_by](spec)
     try:
         return chosen.construct(model, settled)
     except TypeError as error:

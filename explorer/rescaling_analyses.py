@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from explorer.comparisons import compare, method_costs, point_difference, samples_by_seed
+from explorer.comparisons import compare, point_difference, samples_by_seed
 from explorer.explored import Analysis, Explored, NamedAnalysis, Row
 from explorer.figures import metric_against_cost, training_cost_bars
+from explorer.models import build_trainable
 from explorer.points import Point
-from explorer.queries import PointTable
+from explorer.quantities import format_quantity
 from explorer.rescaling_figures import (
     factor_fronts,
     factor_maps,
@@ -26,65 +28,57 @@ from explorer.rescaling_figures import (
 )
 from explorer.rescalings import (
     best_point,
+    drawn,
     factor_names,
     grid_method,
     nearest_point,
-    of_one_training,
+    objectives_of,
+    one_way,
     point_at,
+    points_of,
     spread,
     table_of,
     told,
+    trials_of_method,
 )
 from search_spaces.errors import InputError
-from search_spaces.space import Config
 from trainables.base import Arrays
 
+NUM_SAVINGS = 20  # settings whose saving is told
+NEAR = 0.02  # of the best: settings that are told apart in the maps
 _SIDE = re.compile(r"^(left|right)[-_ ]", re.IGNORECASE)
 
 
 def _structures(explored: Explored) -> Analysis:
     """Fig. 4: quality of every structure, of the grid's largest network and of several settings."""
-    explored = of_one_training(explored)
-    main, quality = explored.spec.method, explored.objectives[0].name
+    explored = one_way(explored)
+    main, quality = explored.spec.method, objectives_of(explored)[0].name
     (name,) = factor_names(explored, 1)
-    shares = _volumes(explored.images()["test"], _labels(explored))
-    chosen: list[tuple[str, Point]] = []
+    labels = list(build_trainable(explored.spec).model.labels)  # type: ignore[attr-defined]
+    if any(f"metric/{quality}/{label}" not in explored.samples for label in labels):
+        raise InputError(f"{explored.exploration_id}: {quality} is not told of single labels")
+    shares = _volumes(explored.images()["test"], labels)
     rival = grid_method(explored)
-    if rival is not None:
-        chosen.append((rival, nearest_point(explored, rival, name, np.inf)))
     own = table_of(explored, main)
     top = float(own.values(name).max())
-    for share in (0.25, 0.5, 1.0):
-        chosen.append((main, nearest_point(explored, main, name, share * top)))
+    chosen = [(main, nearest_point(explored, main, name, part * top)) for part in (0.25, 0.5, 1.0)]
+    if rival is not None:
+        chosen.insert(0, (rival, nearest_point(explored, rival, name, np.inf)))
     rows: list[Row] = []
     for method, point in chosen:
-        for structure, (volume, labels) in shares.items():
-            values = np.stack([_by_seed(explored, point, f"{quality}/{n}") for n in labels])
-            with np.errstate(all="ignore"):
-                by_seed = np.nanmean(values, axis=(0, 2))
-            rows.append(
-                {
-                    "structure": structure,
-                    "volume_share": volume,
-                    "method": method,
-                    name: point.conditioning[name],
-                    quality: float(np.nanmean(by_seed)),
-                    "sd": spread(by_seed),
-                }
-            )
+        for structure, (volume, parts) in shares.items():
+            means = _means_of_seeds(explored, point, [f"{quality}/{part}" for part in parts])
+            if means is None:
+                continue
+            row: Row = {"structure": structure, "volume_share": volume, "method": method}
+            row |= {name: point.conditioning[name], quality: float(means.mean())}
+            rows.append({**row, "sd": spread(means)})
     notes = ["structures by their share of all labelled pixels of the test images, sides together"]
+    missing = shares.keys() - {row["structure"] for row in rows}
+    if missing:
+        notes.append(f"in no test image and no prediction: {', '.join(sorted(missing))}")
     if rival is not None:
-        same = {(r["structure"], r["method"], r[name]): r[quality] for r in rows}
-        against = chosen[0][1].conditioning[name]
-        for _, point in chosen[1:]:
-            at = point.conditioning[name]
-            gains = {s: same[s, main, at] - same[s, rival, against] for s in shares}
-            worst = min(gains, key=gains.__getitem__)
-            notes.append(
-                f"{main} at {name} = {at:g} against {rival} at {against:g}: "
-                f"{100 * float(np.mean(list(gains.values()))):+.1f} points on average, least for "
-                f"{worst} ({100 * gains[worst]:+.1f})"
-            )
+        notes += _gains_of_structures(rows, name, quality, rival)
     return Analysis(rows, notes, structure_dots(rows, metric=quality, conditioning=name))
 
 
@@ -101,77 +95,90 @@ def _volumes(test: Arrays, labels: Sequence[str]) -> dict[str, tuple[float, list
     return {name: (shares[name], parts[name]) for name in sorted(shares, key=lambda n: -shares[n])}
 
 
-def _iso_accuracy(explored: Explored) -> Analysis:
-    """Fig. 5, 7 and the claims about them: how much cheaper at the same quality, and at which loss.
-
-    Every setting of the grid baseline that the main method was asked at too, or its own at twenty
-    steps, against its largest; and the cheapest setting as good as each other method's best.
-    """
-    explored = of_one_training(explored)
-    main, (quality, *_, cost) = explored.spec.method, explored.objectives
-    table = table_of(explored, main)
-    by_cost = [table.point(k) for k in np.argsort(table.values(cost.name))]
-    top = max(by_cost, key=lambda p: p.costs[cost.name])
-    kept = by_cost[:: max(1, len(by_cost) // 20)]
-    if top not in kept:
-        kept.append(top)
-    rows: list[Row] = []
-    for point in kept:
-        difference = point_difference(explored.samples, point, top, quality.name)
-        rows.append(
-            {
-                "method": main,
-                "setting": dict(point.conditioning),
-                "against": f"{main} at its most expensive",
-                cost.name: point.costs[cost.name],
-                "saving": 1 - point.costs[cost.name] / top.costs[cost.name],
-                "validation": point.metrics[quality.name],
-                quality.name: point.test_metrics[quality.name],
-                "difference": difference,
-            }
-        )
-    notes = []
-    free = [row for row in rows if row["difference"]["high"] >= 0 and row["saving"] > 0]
-    if free:
-        least = max(free, key=lambda row: row["saving"])
-        notes.append(
-            f"without significant loss on test (95 % interval of the paired difference): "
-            f"{told(least['setting'])}, {100 * least['saving']:.0f} % fewer {cost.name} than "
-            f"{told(top.conditioning)}, {100 * least['difference']['mean']:+.2f} points"
-        )
-    compared = compare(
-        explored.columns, None, method=main, objectives=explored.objectives, ranges={}
+def _means_of_seeds(
+    explored: Explored, point: Point, metrics: Sequence[str]
+) -> NDArray[np.float64] | None:
+    """Mean of metrics over test images, seed by seed; none where nothing is defined."""
+    values = np.stack(
+        [
+            samples_by_seed(
+                explored.samples, method=point.method, setting=point.conditioning, metric=metric
+            )[0]
+            for metric in metrics
+        ]
     )
+    present = np.isfinite(values)
+    counts = present.sum(axis=(0, 2))
+    if not counts.all():
+        return None
+    means: NDArray[np.float64] = np.where(present, values, 0).sum(axis=(0, 2)) / counts
+    return means
+
+
+def _gains_of_structures(rows: Sequence[Row], name: str, quality: str, rival: str) -> list[str]:
+    """What each setting of the main method gains on the grid's network, and where least."""
+    theirs = {row["structure"]: row for row in rows if row["method"] == rival}
+    notes = []
+    for at in dict.fromkeys(row[name] for row in rows if row["method"] != rival):
+        own = [row for row in rows if row["method"] != rival and row[name] == at]
+        gains = {
+            row["structure"]: row[quality] - theirs[row["structure"]][quality]
+            for row in own
+            if row["structure"] in theirs
+        }
+        if gains:
+            worst = min(gains, key=gains.__getitem__)
+            against = next(iter(theirs.values()))[name]
+            notes.append(
+                f"{own[0]['method']} at {name} = {at:g} against {rival} at {against:g}: "
+                f"{100 * float(np.mean(list(gains.values()))):+.1f} points on average, least for "
+                f"{worst} ({100 * gains[worst]:+.1f})"
+            )
+    return notes
+
+
+def _iso_accuracy(explored: Explored) -> Analysis:
+    """Fig. 5, 7 and the claims about them: what each saving loses, and the same for less.
+
+    Some twenty settings of the main method against its most expensive one; and, chosen on
+    validation, the cheapest that are as good as that one and as each other method's best.
+    """
+    explored = one_way(explored)
+    main, (quality, cost) = explored.spec.method, objectives_of(explored)
+    table = table_of(explored, main)
+    by_cost = sorted(points_of(explored, main), key=lambda point: point.costs[cost.name])
+    top = by_cost[-1]
+    kept = [*by_cost[: -1 : max(1, len(by_cost) // NUM_SAVINGS)], top]
+
+    def row(point: Point, other: Point, against: str) -> Row:
+        return {
+            "method": main,
+            "setting": dict(point.conditioning),
+            "against": against,
+            cost.name: point.costs[cost.name],
+            "saving": 1 - point.costs[cost.name] / other.costs[cost.name],
+            "validation": point.metrics[quality.name],
+            quality.name: point.test_metrics[quality.name],
+            "difference": point_difference(explored.samples, point, other, quality.name),
+        }
+
+    rows = [row(point, top, f"{main} at its most expensive") for point in kept]
+    same = table.iso_accuracy(top.metrics[quality.name], objective=quality, cost=cost.name).point
+    assert same is not None  # the most expensive one itself
+    rows.append(row(same, top, f"{main}, as good on validation"))
+    notes = [_saved(rows[-1], top, main, cost.name)]
+    compared = compare(explored.columns, None, method=main, objectives=(quality, cost), ranges={})
     for other, found in compared["iso_accuracy"].items():
-        best = compared["methods"][other]["best"]
-        own = compared["methods"][main]["best"]
-        gain = own["test_metrics"][quality.name] - best["test_metrics"][quality.name]
-        note = f"best {main} against best {other} on test: {100 * gain:+.2f} points"
-        point = found["point"]
-        if point is None:
-            notes.append(f"{note}; no setting of {main} is as good on validation")
+        best = point_at(explored, other, compared["methods"][other]["best"]["conditioning"])
+        own = point_at(explored, main, compared["methods"][main]["best"]["conditioning"])
+        gain = own.test_metrics[quality.name] - best.test_metrics[quality.name]
+        notes.append(f"best {main} against best {other} on test: {100 * gain:+.2f} points")
+        if found["point"] is None:
+            notes.append(f"no setting of {main} is as good on validation as the best {other}")
             continue
-        notes.append(
-            f"{note}; as good on validation as {other} at {told(best['conditioning'])} for "
-            f"{100 * found['saving']:.0f} % fewer {cost.name}: {told(point['conditioning'])}"
-        )
-        rows.append(
-            {
-                "method": main,
-                "setting": dict(point["conditioning"]),
-                "against": f"{other} at its best",
-                cost.name: point["costs"][cost.name],
-                "saving": found["saving"],
-                "validation": point["metrics"][quality.name],
-                quality.name: point["test_metrics"][quality.name],
-                "difference": point_difference(
-                    explored.samples,
-                    point_at(explored, main, point["conditioning"]),
-                    point_at(explored, other, best["conditioning"]),
-                    quality.name,
-                ),
-            }
-        )
+        point = point_at(explored, main, found["point"]["conditioning"])
+        rows.append(row(point, best, f"{other} at its best"))
+        notes.append(_saved(rows[-1], best, other, cost.name))
     figure = metric_against_cost(
         explored.points(explored.columns, "test"),
         metric=quality.name,
@@ -182,48 +189,57 @@ def _iso_accuracy(explored: Explored) -> Analysis:
     return Analysis(rows, notes, figure)
 
 
+def _saved(row: Row, other: Point, method: str, cost: str) -> str:
+    difference = row["difference"]
+    return (
+        f"as good on validation as {method} at {told(other.conditioning)} for "
+        f"{100 * row['saving']:.0f} % less of {cost}: {told(row['setting'])}; on test "
+        f"{100 * difference['mean']:+.2f} points (95 % interval {100 * difference['low']:+.2f} to "
+        f"{100 * difference['high']:+.2f})"
+    )
+
+
 def _training_cost(explored: Explored) -> Analysis:
-    """Table 3: what training costs each method, all settings and one seed together."""
-    main, costs = explored.spec.method, method_costs(explored.columns)
-    seeds = max(1, len(explored.spec.train.seeds))
-    rows: list[Row] = [
-        {
-            "method": method,
-            "trainings": own.num_trainings // seeds,
-            "train_s": own.train_s / seeds,
-            "times_main": own.train_s / costs[main].train_s,
-            "settings": own.num_settings,
-        }
-        for method, own in costs.items()
-    ]
+    """Table 3: what training costs each method, all settings of a seed together."""
+    explored = one_way(explored)
+    main, rows = explored.spec.method, list[Row]()
+    columns = explored.columns
+    for method in [main, *(baseline.method for baseline in explored.spec.baselines)]:
+        seconds: dict[tuple[Any, ...], list[float]] = {}
+        for trial_id, settled in trials_of_method(explored, method).items():
+            row = np.flatnonzero(columns["trial_id"].astype(str) == trial_id)[0]
+            key = tuple(settled.items())
+            seconds.setdefault(key, []).append(float(columns["cost/train_s"][row]))
+        of_a_seed = float(sum(np.mean(own) for own in seconds.values()))
+        settings = len(points_of(explored, method))
+        rows.append({"method": method, "trainings": len(seconds), "train_s": of_a_seed})
+        rows[-1] |= {"times_main": of_a_seed / rows[0]["train_s"], "settings": settings}
     notes = [
         f"{row['method']}: {row['trainings']} trainings a seed, {row['train_s'] / 60:.1f} minutes, "
         f"{row['times_main']:.2f} times {main}"
         for row in rows
     ]
-    seconds = {row["method"]: float(row["train_s"]) for row in rows}
-    return Analysis(rows, notes, training_cost_bars(seconds, main=main))
+    seconds_of = {row["method"]: float(row["train_s"]) for row in rows}
+    return Analysis(rows, notes, training_cost_bars(seconds_of, main=main))
 
 
 def _training_parameters(explored: Explored) -> Analysis:
     """What each way of training gives, along the factor: small, middle and large ones, and cost."""
-    main, quality = explored.spec.method, explored.objectives[0].name
-    (name,) = factor_names(explored, 1)
     grid = list(explored.spec.train.grid)
     if not grid:
         raise InputError(
             f"{explored.exploration_id}: it was trained in one way; name several in train.grid, "
             f"such as {{distillation: [0, 0.5], prior_power: [1, 2]}}"
         )
-    table = table_of(explored, main)
-    points = [table.point(index) for index in range(len(table))]
+    explored = one_way(explored, vary=grid)
+    main, (quality, _) = explored.spec.method, objectives_of(explored)
+    (name,) = factor_names(explored, 1)
     ways: dict[str, list[Point]] = {}
-    for point in points:
+    for point in points_of(explored, main):
         way = told({own: point.conditioning[own] for own in grid if own in point.conditioning})
         ways.setdefault(way, []).append(point)
     seconds = explored.columns["cost/train_s"]
-    rows: list[Row] = []
-    lines = []
+    rows, lines = list[Row](), []
     for way, own in ways.items():
         own.sort(key=lambda point: float(point.conditioning[name]))
         trial_ids = {one for point in own for one in point.trial_ids}
@@ -231,172 +247,125 @@ def _training_parameters(explored: Explored) -> Analysis:
         row: Row = {"method": main, "training": way}
         for split in ("val", "test"):
             found = np.array(
-                [(p.metrics if split == "val" else p.test_metrics)[quality] for p in own]
+                [(p.metrics if split == "val" else p.test_metrics)[quality.name] for p in own]
             )
             small, middle, large = (x.mean() if x.size else None for x in np.array_split(found, 3))
             parts = {"first": found[0], "small": small, "middle": middle, "large": large}
             parts["all"] = found.mean()
             row |= {f"{split}_{n}": None if x is None else float(x) for n, x in parts.items()}
-        row["train_s"] = float(np.mean(seconds[of_way]))
-        rows.append(row)
-        lines.append(
-            (way, "", [(float(p.conditioning[name]), p.metrics[quality], None) for p in own])
-        )
+        rows.append({**row, "train_s": float(np.mean(seconds[of_way]))})
+        lines.append((way, "", _line(own, name, quality.name)))
     rival = grid_method(explored)
     if rival is not None:
-        own_table = table_of(explored, rival)
-        every = [own_table.point(index) for index in range(len(own_table))]
-        lines.append(
-            (rival, "", [(float(p.conditioning[name]), p.metrics[quality], None) for p in every])
-        )
-    best = min(rows, key=lambda row: explored.objectives[0].to_loss(float(row["val_all"])))
+        lines.append((rival, "", _line(points_of(explored, rival), name, quality.name)))
+    best = max(rows, key=lambda row: float(row["val_all"]))
     notes = [
         f"best on validation over all {name}: {best['training']}; small, middle and large are "
         f"thirds of the values of {name}, first is the smallest of them",
     ]
     figure = lines_with_spread(
-        lines, [], x_label=name, metric=quality, main=lines[0][0], split="validation"
+        lines, [], x_label=name, metric=quality.name, main=lines[0][0], split="validation"
     )
     return Analysis(rows, notes, figure)
 
 
+def _line(
+    points: Sequence[Point], name: str, quality: str
+) -> list[tuple[float, float, float | None]]:
+    return [
+        (float(p.conditioning[name]), p.metrics[quality], p.seed_sd.get(quality)) for p in points
+    ]
+
+
 def _separate(explored: Explored) -> Analysis:
     """Fig. 12: quality at every combination of factors, and how much each of them matters."""
-    quality = explored.objectives[0].name
+    explored = drawn(one_way(explored, vary=("draws",)), "separate")
+    quality = objectives_of(explored)[0].name
     names = factor_names(explored, 2)
-    table = _separately_drawn(explored)
-    factors = np.stack([table.values(name) for name in names], axis=1)
-    values = np.array([table.point(k).test_metrics[quality] for k in range(len(table))])
-    rows: list[Row] = []
-    total = float(values.var())
-    for k, name in enumerate(names):
-        levels = np.unique(factors[:, k])
-        means = np.array([values[factors[:, k] == level].mean() for level in levels])
-        weights = np.array([(factors[:, k] == level).mean() for level in levels])
-        explained = float((weights * (means - values.mean()) ** 2).sum())
-        rows.append(
-            {
-                "factor": name,
-                "share_of_variance": explained / total if total else 0.0,
-                "best_level": float(levels[means.argmax()]),
-                "at_best_level": float(means.max()),
-                "at_lowest_level": float(means[0]),
-                "at_highest_level": float(means[-1]),
-            }
+    points = points_of(explored, explored.spec.method)
+    factors = np.array([[float(p.conditioning[name]) for name in names] for p in points])
+    values = np.array([point.test_metrics[quality] for point in points])
+    if any(len(np.unique(column)) == len(points) for column in factors.T):
+        raise InputError(
+            f"{explored.exploration_id}: what a factor explains needs settings that share its "
+            f"values: explore.sampler: grid"
         )
+    rows: list[Row] = []
+    for name, column in zip(names, factors.T, strict=True):
+        levels, places = np.unique(column, return_inverse=True)
+        means = np.array([values[places == k].mean() for k in range(len(levels))])
+        explained = float(((means[places] - values.mean()) ** 2).mean())
+        row: Row = {"factor": name, "share_of_variance": explained / (float(values.var()) or 1.0)}
+        row |= {"best_level": float(levels[means.argmax()]), "at_best_level": float(means.max())}
+        rows.append({**row, "at_lowest": float(means[0]), "at_highest": float(means[-1])})
     best = best_point(explored)
     order = sorted(rows, key=lambda row: -float(row["share_of_variance"]))
+    floor = best.test_metrics[quality] - NEAR
     notes = [
-        f"of the variance of {quality} over {len(table)} settings on test, "
+        f"of the variance of {quality} over {len(points)} settings on test, "
         + ", ".join(f"{row['factor']} {100 * row['share_of_variance']:.0f} %" for row in order)
         + " are explained by one factor alone",
         f"best on validation {told(best.conditioning)}: {best.test_metrics[quality]:.4f} on test",
+        f"{100 * float((values >= floor).mean()):.0f} % of the settings are within "
+        f"{100 * NEAR:g} points of that on test, others are grey",
     ]
-    floor = best.test_metrics[quality] - 0.02
-    share = float((values >= floor).mean())
-    notes.append(
-        f"{100 * share:.0f} % of the settings are within 2 points of that on test, others are grey"
-    )
-    figure = factor_maps(factors, values, names=names, metric=quality, floor=floor)
+    star = [float(best.conditioning[name]) for name in names]
+    figure = factor_maps(factors, values, names=names, metric=quality, floor=floor, star=star)
     return Analysis(rows, notes, figure)
 
 
 def _fronts(explored: Explored) -> Analysis:
     """Fig. 13: fronts of separate factors, of a common one, and of a grid of networks."""
-    main, (quality, *_, cost) = explored.spec.method, explored.objectives
+    explored = one_way(explored, vary=("draws",))
+    main, (quality, cost) = explored.spec.method, objectives_of(explored)
     names = factor_names(explored, 2)
-    table = _separately_drawn(explored)
-    series = {f"{main}, separate factors": _with_test(table, quality.name, cost.name)}
-    if "draws" in explored.spec.train.grid:
-        common = _drawn(explored, "common")
-        points = [common.point(k) for k in range(len(common))]
-        same = [p for p in points if len({p.conditioning[n] for n in names}) == 1]
-        series[f"{main}, a common factor"] = _as_arrays(same, quality.name, cost.name)
+    series: dict[str, list[Point]] = {}
+    separate = points_of(drawn(explored, "separate"), main)
+    series[f"{main}, separate factors"] = separate
+    if "common" in explored.spec.train.grid.get("draws", ()):
+        common = points_of(drawn(explored, "common"), main)
+        series[f"{main}, a common factor"] = _with_equal(common, names)
     else:
-        points = [table.point(k) for k in range(len(table))]
-        same = [p for p in points if len({p.conditioning[n] for n in names}) == 1]
-        series[f"{main}, equal factors"] = _as_arrays(same, quality.name, cost.name)
+        series[f"{main}, equal factors"] = _with_equal(separate, names)
     for baseline in explored.spec.baselines:
-        own = table_of(explored, baseline.method)
-        series[baseline.method] = _with_test(own, quality.name, cost.name)
-    rows: list[Row] = []
-    for name, (spent, validation, tested, settings) in series.items():
-        order = np.lexsort((-validation, spent))
-        best = -np.inf
-        for k in order:
-            if validation[k] > best:
-                best = validation[k]
-                rows.append(
-                    {
-                        "series": name,
-                        "setting": settings[k],
-                        cost.name: float(spent[k]),
-                        "validation": float(validation[k]),
-                        quality.name: float(tested[k]),
-                    }
-                )
-    notes = []
-    for name in series:
-        own_rows = [row for row in rows if row["series"] == name]
-        best_row = max(own_rows, key=lambda row: float(row["validation"]))
+        series[baseline.method] = points_of(explored, baseline.method)
+    rows, notes, fronts = list[Row](), list[str](), dict[str, list[Point]]()
+    for name, points in series.items():
+        front = _front(points, quality.name, cost.name)
+        if not front:
+            continue
+        fronts[name] = front
+        for point in front:
+            row: Row = {"series": name, "setting": dict(point.conditioning)}
+            row |= {cost.name: point.costs[cost.name], "validation": point.metrics[quality.name]}
+            rows.append({**row, quality.name: point.test_metrics[quality.name]})
+        best = front[-1]
         notes.append(
-            f"{name}: front of {len(own_rows)} of {len(series[name][0])}, chosen on validation; "
-            f"best {best_row[quality.name]:.4f} on test at {best_row[cost.name] / 1e6:.2f} M MACs"
+            f"{name}: front of {len(front)} of {len(points)}, chosen on validation; best "
+            f"{best.test_metrics[quality.name]:.4f} on test at "
+            f"{format_quantity(best.costs[cost.name], digits=4)} {cost.name}"
         )
+    shown = {name: [point.to_json() for point in series[name]] for name in fronts}
     figure = factor_fronts(
-        {name: (own[0], own[2]) for name, own in series.items()},
-        {
-            name: np.array([(r[cost.name], r[quality.name]) for r in rows if r["series"] == name])
-            for name in series
-        },
+        shown,
+        {name: [point.to_json() for point in own] for name, own in fronts.items()},
         metric=quality.name,
+        cost=cost.name,
     )
     return Analysis(rows, notes, figure)
 
 
-Series = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], list[Config]]
+def _with_equal(points: Sequence[Point], names: Sequence[str]) -> list[Point]:
+    return [point for point in points if len({point.conditioning[name] for name in names}) == 1]
 
 
-def _with_test(table: PointTable, quality: str, cost: str) -> Series:
-    return _as_arrays([table.point(k) for k in range(len(table))], quality, cost)
-
-
-def _as_arrays(points: Sequence[Point], quality: str, cost: str) -> Series:
-    """Costs, quality on validation and on test, and settings of points."""
-    return (
-        np.array([p.costs[cost] for p in points]),
-        np.array([p.metrics[quality] for p in points]),
-        np.array([p.test_metrics[quality] for p in points]),
-        [dict(p.conditioning) for p in points],
-    )
-
-
-def _separately_drawn(explored: Explored) -> PointTable:
-    if "draws" in explored.spec.train.grid:
-        return _drawn(explored, "separate")
-    return table_of(explored, explored.spec.method)
-
-
-def _drawn(explored: Explored, draws: str) -> PointTable:
-    """The points of the trainings whose factors were drawn like that."""
-    columns = explored.columns
-    kept = columns["conditioning/draws"] == draws
-    own = {n: x[kept] for n, x in columns.items() if n != "conditioning/draws"}
-    return PointTable.of(own, method=explored.spec.method)
-
-
-def _labels(explored: Explored) -> list[str]:
-    quality = explored.objectives[0].name
-    prefix = f"metric/{quality}/"
-    return [name.removeprefix(prefix) for name in explored.samples if name.startswith(prefix)]
-
-
-def _by_seed(explored: Explored, point: Point, metric: str) -> NDArray[np.float64]:
-    """Values (s, i) of a point's seeds and test images."""
-    values, _ = samples_by_seed(
-        explored.samples, method=point.method, setting=point.conditioning, metric=metric
-    )
-    return values
+def _front(points: Sequence[Point], quality: str, cost: str) -> list[Point]:
+    """Points that no cheaper one equals on validation, the cheapest first."""
+    kept: list[Point] = []
+    for point in sorted(points, key=lambda p: (p.costs[cost], -p.metrics[quality])):
+        if not kept or point.metrics[quality] > kept[-1].metrics[quality]:
+            kept.append(point)
+    return kept
 
 
 ANALYSES: dict[str, NamedAnalysis] = {

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from explorer.figures import decorate, draw_legend
-from explorer.series import PALETTE, colors_of, name_of
+from explorer.series import PALETTE, colors_of, cost_axis, name_of
 
 Floats: TypeAlias = NDArray[np.float64]
 Row: TypeAlias = Mapping[str, Any]
@@ -169,12 +169,18 @@ def picture_grid(pictures: Mapping[str, Mapping[str, NDArray[Any]]]) -> Figure:
 
 
 def factor_maps(
-    factors: Floats, values: Floats, *, names: Sequence[str], metric: str, floor: float
+    factors: Floats,
+    values: Floats,
+    *,
+    names: Sequence[str],
+    metric: str,
+    floor: float,
+    star: Sequence[float],
 ) -> Figure:
     """Quality over the first two factors, a map for each value of the third; a grid of settings.
 
     Means over further factors. What is below the floor is grey; settings of equal factors have a
-    white frame, the best one a star.
+    white frame, a chosen one a star.
 
     Args:
         factors: (n, k).
@@ -182,6 +188,7 @@ def factor_maps(
         names: (k,).
         metric: name of the values.
         floor: below it nothing is told apart.
+        star: (k,) factors of the one that was chosen.
     """
     third = factors[:, 2] if factors.shape[1] > 2 else np.zeros(len(factors))
     panels = np.unique(third)
@@ -191,7 +198,7 @@ def factor_maps(
     size = (1.2 + 2.3 * num_columns, 0.6 + 2.2 * num_rows)
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(num_rows, num_columns, squeeze=False)
-    best = int(values.argmax())
+    best = int(np.abs(factors - np.array(star)).sum(axis=1).argmin())
     picture = None
     for k, axes in enumerate(grid.ravel()):
         if k >= len(panels):
@@ -229,30 +236,37 @@ def factor_maps(
 
 
 def factor_fronts(
-    points: Mapping[str, tuple[Floats, Floats]], fronts: Mapping[str, Floats], *, metric: str
+    points: Mapping[str, Sequence[Row]],
+    fronts: Mapping[str, Sequence[Row]],
+    *,
+    metric: str,
+    cost: str,
 ) -> Figure:
-    """Quality against multiply-adds: every setting as a dot, fronts as lines.
+    """Quality on test against a cost: every setting as a dot, fronts as lines.
 
     Args:
-        points: of each series, costs and qualities.
-        fronts: of each, (n, 2) costs and qualities of what no cheaper one equals on validation.
-        metric: name of the values.
+        points: of each series, as the JSON of points.
+        fronts: of each, those that no cheaper one equals on validation, by rising cost.
+        metric: name of the quality.
+        cost: name of the cost.
     """
     figure = Figure(figsize=(6.4, 4.6), layout="constrained")
     axes = figure.subplots()
     decorate(axes)
-    handles = []
-    for k, (name, (spent, values)) in enumerate(points.items()):
+    x_axis = cost_axis([point for own in points.values() for point in own], cost, "test")
+    handles, lows, highs = [], [], []
+    for k, (name, own) in enumerate(points.items()):
         color = PALETTE[k % len(PALETTE)]
-        axes.plot(spent / 1e6, values, ".", color=color, alpha=0.25, markersize=3, zorder=2)
-        own = fronts[name]
-        axes.plot(own[:, 0] / 1e6, own[:, 1], ".-", color=color, linewidth=1.8, zorder=4)
+        values = np.array([point["test_metrics"][metric] for point in own])
+        axes.plot(x_axis.values(own), values, ".", color=color, alpha=0.25, markersize=3, zorder=2)
+        best = [point["test_metrics"][metric] for point in fronts[name]]
+        axes.plot(x_axis.values(fronts[name]), best, ".-", color=color, linewidth=1.8, zorder=4)
         handles.append(Line2D([], [], color=color, marker=".", label=name))
-    best = max(float(own[:, 1].max()) for own in fronts.values())
-    lows = [float(np.quantile(own[1], 0.25)) for own in points.values()]
-    axes.set_ylim(min(lows) - 0.02, best + 0.01)
+        lows.append(float(np.quantile(values, 0.25)))
+        highs.append(float(values.max()))
+    axes.set_ylim(min(lows) - 0.02, max(highs) + 0.01)
     axes.set_xscale("log")
-    axes.set_xlabel("MACs (millions)")
+    axes.set_xlabel(x_axis.label)
     axes.set_ylabel(f"{name_of(metric)} on test")
     handles.append(
         Line2D([], [], color=_GREY, marker=".", linestyle="", alpha=0.4, label="single settings")

@@ -5,7 +5,7 @@ Shapes: s seeds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,36 +18,119 @@ from explorer.models import method_of
 from explorer.points import Point
 from explorer.queries import PointTable
 from search_spaces.errors import InputError
+from search_spaces.problem import Objective
 from search_spaces.rescaling import rescaling_space
 from search_spaces.space import Config
+from trainables.scale_space import ScaleSpace
 
 
-def of_one_training(explored: Explored) -> Explored:
-    """The same with one value of each training parameter of the main method.
+def one_way(explored: Explored, *, vary: Collection[str] = ()) -> Explored:
+    """The same with one value of each training parameter and category, and with tested settings.
 
-    That whose settings are best on validation, all of them together.
+    Of the main method the training parameters whose settings are best on validation, all of them
+    together, but for those that may `vary`; of all methods the categories of its best setting; and
+    no setting that was not evaluated on test, such as those that a query refined.
+
+    Raises:
+        InputError: the first objective is not a quality to be maximised, or the last no cost.
     """
-    columns, quality = explored.columns, explored.objectives[0]
-    main, settled = explored.spec.method, explored.settled
-    losses: dict[tuple[Any, ...], list[float]] = {}
+    quality, _ = objectives_of(explored)
+    explored = _tested(explored)
+    columns, main = explored.columns, explored.spec.method
     own = (columns["method"] == main) & (columns["split"] == "val")
-    values = quality.to_loss(columns[f"metric/{quality.name}"][own].astype(np.float64))
+    values = columns[f"metric/{quality.name}"][own].astype(np.float64)
+    found: dict[tuple[Any, ...], list[float]] = {}
     trials = columns["trial_id"][own].astype(str).tolist()
-    for trial_id, loss in zip(trials, values.tolist(), strict=True):
-        key: tuple[Any, ...] = tuple(settled[trial_id].items())
-        losses.setdefault(key, []).append(loss)
-    chosen = min(losses, key=lambda one: float(np.nanmean(losses[one])))
+    for trial_id, value in zip(trials, values.tolist(), strict=True):
+        settled = explored.settled[trial_id].items()
+        key = tuple((name, x) for name, x in settled if name not in vary)
+        found.setdefault(key, []).append(value)
+    if not found:
+        raise InputError(f"{explored.exploration_id}: nothing of {main} was measured on test")
+    chosen = max(found, key=lambda one: float(np.nanmean(found[one])))
     best: Config = dict(chosen)
-    if not best:
+    others = [
+        trial
+        for trial, settled in explored.settled.items()
+        if trial in trials and not best.items() <= settled.items()
+    ]
+    explored = _kept(explored, lambda table: ~np.isin(table["trial_id"].astype(str), others))
+    choices = explored.spec.model.choices
+    if not choices:
         return explored
-    others = [trial for trial, own in settled.items() if not best.items() <= own.items()]
+    setting = table_of(explored, main).best(quality).conditioning
 
+    def has_choices(table: Columns) -> NDArray[np.bool_]:
+        rows = np.ones(len(table["trial_id"]), dtype=bool)
+        for name in choices:
+            rows &= table[f"conditioning/{name}"] == setting[name]
+        return rows
+
+    return _kept(explored, has_choices)
+
+
+def objectives_of(explored: Explored) -> tuple[Objective, Objective]:
+    """The quality and the cost.
+
+    Raises:
+        InputError: the first objective is not to be maximised, or the last is no known cost.
+    """
+    quality, cost = explored.objectives[0], explored.objectives[-1]
+    if quality.direction != "maximize" or f"cost/{cost.name}" not in explored.columns:
+        raise InputError(
+            f"{explored.exploration_id}: this analysis is of a quality that is maximised and of a "
+            f"cost, such as explore.objectives: {{dice: maximize, macs: minimize}}"
+        )
+    return quality, cost
+
+
+def _tested(explored: Explored) -> Explored:
+    columns = explored.columns
+    keys = np.char.add(columns["trial_id"].astype(str), columns["setting_id"].astype(str))
+    is_test = columns["split"] == "test"
+    rows = np.isin(keys, keys[is_test])
+    return replace(explored, columns={name: own[rows] for name, own in columns.items()})
+
+
+def _kept(explored: Explored, rows_of: Callable[[Columns], NDArray[np.bool_]]) -> Explored:
     def kept(table: Columns) -> Columns:
-        is_other = np.isin(table["trial_id"].astype(str), others)
-        rows = (table["method"] != main) | ~is_other
-        return {name: values[rows] for name, values in table.items()}
+        rows = rows_of(table)
+        return {name: own[rows] for name, own in table.items()}
 
-    return replace(explored, columns=kept(columns), samples=kept(explored.samples))
+    return replace(explored, columns=kept(explored.columns), samples=kept(explored.samples))
+
+
+def drawn(explored: Explored, draws: str) -> Explored:
+    """The same with the main method's trainings whose factors were drawn like that."""
+    others = [t for t, own in explored.settled.items() if own.get("draws", draws) != draws]
+    return _kept(explored, lambda table: ~np.isin(table["trial_id"].astype(str), others))
+
+
+def points_of(explored: Explored, method: str) -> list[Point]:
+    """All points of a method on validation, in setting order."""
+    table = table_of(explored, method)
+    return [table.point(index) for index in range(len(table))]
+
+
+def choices_of(explored: Explored) -> Config:
+    """The category of each of the network's choices, where there is one of each; see `one_way`."""
+    point = points_of(explored, explored.spec.method)[0]
+    return {name: point.conditioning[name] for name in explored.spec.model.choices}
+
+
+def scale_space_of(explored: Explored, trial_id: str) -> tuple[ScaleSpace, Any]:
+    """The trainable and the module of a training.
+
+    Raises:
+        InputError: it is no network over rescaling factors.
+    """
+    trainable, module = explored.model(trial_id)
+    if not isinstance(trainable, ScaleSpace):
+        raise InputError(
+            f"{explored.exploration_id}: {trainable.method} is no method over rescaling factors of "
+            f"this package: there is nothing to look into"
+        )
+    return trainable, module
 
 
 def table_of(explored: Explored, method: str) -> PointTable:
@@ -112,13 +195,13 @@ def middle_of_prior(explored: Explored) -> Config:
 
 
 def diagonal(explored: Explored, num: int) -> list[Config]:
-    """Settings from the least to the largest factors that were explored; the first of choices."""
+    """Settings from the least to the largest factors that were explored."""
     spec, table = explored.spec, table_of(explored, explored.spec.method)
     names = rescaling_space(num_factors=spec.model.num_factors).names
     ends = [(float(table.values(n).min()), float(table.values(n).max())) for n in names]
-    choices: Config = {name: values[0] for name, values in spec.model.choices.items()}
     return [
-        {n: low + (high - low) * u for n, (low, high) in zip(names, ends, strict=True)} | choices
+        {n: low + (high - low) * u for n, (low, high) in zip(names, ends, strict=True)}
+        | choices_of(explored)
         for u in np.linspace(0, 1, num).tolist()
     ]
 

@@ -114,6 +114,7 @@ def check_spec(spec: ExplorationSpec) -> tuple[Objective, ...]:
         except InputError as error:
             raise InputError(f"{section}: {error}") from None
     _check_grid(spec)
+    _check_draws(spec)
     if any(low == high for low, high in _explored_ranges(spec).values()):
         raise InputError("explore.space: needed, since a range of train.prior has no width")
     explored = explored_space(spec, trainable)
@@ -140,6 +141,21 @@ def check_spec(spec: ExplorationSpec) -> tuple[Objective, ...]:
         if method_of(spec, method).is_amortised:
             sampler_of(spec, method, objectives).ask(1)
     return objectives
+
+
+def _check_draws(spec: ExplorationSpec) -> None:
+    """How factors are drawn must concern the method, and be given in one place."""
+    default = type(spec.train)()
+    for name in ("prior_power", "draws", "distillation"):
+        if getattr(spec.train, name) == getattr(default, name):
+            continue
+        if name not in method_of(spec, spec.method).places:
+            raise InputError(f"train.{name}: {spec.method} draws no factors; leave it out")
+        if name in spec.train.grid:
+            raise InputError(f"train.{name}: it is in train.grid too; leave it out of one of them")
+    draws = {spec.train.draws, *map(str, spec.train.grid.get("draws", ()))}
+    if "common" in draws and len(build_trainable(spec).drawn.names) < 2:
+        raise InputError("train.draws: there is one factor alone; set model.num_factors")
 
 
 def _check_held_out(spec: ExplorationSpec) -> None:
@@ -192,7 +208,7 @@ def _check_trials(spec: ExplorationSpec) -> None:
                 f"baselines: {baseline.method} is for {chosen.task}, {spec.method} for {task}; an "
                 f"exploration has one task"
             )
-        if chosen.model is not method_of(spec, spec.method).model:
+        if chosen.described_by is not method_of(spec, spec.method).described_by:
             raise InputError(
                 f"baselines: {baseline.method} has other networks and settings than {spec.method}; "
                 f"explore them one after the other"

@@ -34,6 +34,7 @@ from explorer.progress import ProgressReport
 from explorer.specs import BaselineSpec, ExplorationSpec, Grid
 from explorer.store import filesystem_of, read_json, write_bytes, write_json
 from search_spaces.errors import InputError, RunError, UserError
+from search_spaces.rescaling import prior_around
 from search_spaces.space import Config
 from trainables.base import Arrays, Precision, Trainable, TrainConfig
 from trainables.train_loop import PlainContext, TrainResult, kept_checkpoint, load_tensors, train
@@ -105,7 +106,8 @@ def train_config(spec: ExplorationSpec, trainable: Trainable, trial: Trial) -> T
     prior = {name: ends for name, ends in section.prior.items() if name in names}
     own = trial.settled
     if "prior_width" in own:
-        prior = {name: _around(ends, float(own["prior_width"])) for name, ends in prior.items()}
+        width = float(own["prior_width"])
+        prior = {name: prior_around(ends, width) for name, ends in prior.items()}
     return TrainConfig(
         epochs=epochs,
         steps_per_epoch=section.steps_per_epoch,
@@ -129,12 +131,6 @@ def train_config(spec: ExplorationSpec, trainable: Trainable, trial: Trial) -> T
         keep=section.keep,
         num_threads=section.num_threads,
     )
-
-
-def _around(ends: tuple[float, float], width: float) -> tuple[float, float]:
-    """That far to both sides of the middle."""
-    middle = sum(ends) / 2
-    return middle - width, middle + width
 
 
 def settled_precision(spec: ExplorationSpec) -> Precision:

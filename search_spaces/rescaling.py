@@ -25,6 +25,12 @@ share of the loss is agreement with the network at the top of the prior."""
 NO_CHOICES: Mapping[str, Sequence[str]] = MappingProxyType({})
 
 
+def prior_around(ends: tuple[float, float], width: float) -> tuple[float, float]:
+    """The range that reaches that far to both sides of the middle of another."""
+    middle = sum(ends) / 2
+    return middle - width, middle + width
+
+
 def rescaling_space(
     *, num_factors: int = 1, choices: Mapping[str, Sequence[str]] = NO_CHOICES
 ) -> SearchSpace:

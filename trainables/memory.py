@@ -6,6 +6,7 @@ limitation that "Amortized Learning of Flexible Feature Scaling" names).
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from search_spaces.space import Config
 from trainables.base import Trainable
 
+CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 STATES = 3  # of every parameter beside itself: its gradient and the two moments of Adam
 
 
@@ -34,7 +36,9 @@ class StepMemory:
     features: int
 
 
-def step_memory(trainable: Trainable, batch_size: int, setting: Config) -> StepMemory:
+def step_memory(
+    trainable: Trainable, batch_size: int, setting: Config, *, is_of_pairs: bool = False
+) -> StepMemory:
     """What a step of the costliest stage holds, by the tensors that autograd would save.
 
     What a library allocates for a convolution is not counted.
@@ -43,12 +47,15 @@ def step_memory(trainable: Trainable, batch_size: int, setting: Config) -> StepM
         trainable: whose networks run without storage, and whose model has a size.
         batch_size: images, or pairs, of a step.
         setting: of its conditioning.
+        is_of_pairs: a step is of pairs of images.
+
+    Raises:
+        RuntimeError: the network looks at numbers of a tensor, which has none without storage.
     """
     model: Any = trainable.model  # type: ignore[attr-defined]  # of what has images of a size
     with torch.device("meta"):
         module = trainable.build(0)
         images = torch.empty(batch_size, model.in_channels, *model.size)
-        is_of_pairs = "registration" in trainable.stages[0].name
         shape = (batch_size, 2, *model.size) if is_of_pairs else (batch_size, *model.size)
         masks = torch.zeros(shape, dtype=torch.long)
     peaks = []
@@ -70,8 +77,8 @@ def step_memory(trainable: Trainable, batch_size: int, setting: Config) -> StepM
     return StepMemory((1 + STATES) * numbers * size, max(peaks) + given)
 
 
-def free_bytes(*, on_gpu: bool) -> float | None:
-    """Memory that is there: all of the first GPU's, or what processes may still take.
+def whole_bytes(*, on_gpu: bool) -> float | None:
+    """All memory of the first GPU, or what this machine, or its control group, lets processes have.
 
     None where this machine has no GPU, or its kernel tells nothing.
     """
@@ -79,9 +86,11 @@ def free_bytes(*, on_gpu: bool) -> float | None:
         if not torch.cuda.is_available():
             return None
         return float(torch.cuda.get_device_properties(0).total_memory)
-    try:
+    found = []
+    for path in CGROUP_LIMITS:
+        with suppress(OSError, ValueError):  # "max": no limit
+            found.append(float(Path(path).read_text(encoding="ascii")))
+    with suppress(OSError):
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    found = [line.split() for line in lines if line.startswith("MemAvailable:")]
-    return 1024.0 * float(found[0][1]) if found else None
+        found += [1024.0 * float(line.split()[1]) for line in lines if line.startswith("MemTotal:")]
+    return min(found, default=None)

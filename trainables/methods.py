@@ -22,6 +22,12 @@ from trainables.scale_space import (
 from trainables.scale_space_registration import DisplacementModel, ScaleSpaceRegistration
 
 Task = Literal["segmentation", "registration", "adaptation", "generalization"]
+DEFAULT_MODELS: dict[Task, type] = {
+    "segmentation": SegmentationModel,
+    "registration": RegistrationModel,
+    "adaptation": AdaptationModel,
+    "generalization": GeneralizationModel,
+}
 # (the model of its task, setting unless amortised)
 Constructor = Callable[[Any, Config | None], Trainable]
 
@@ -34,7 +40,7 @@ class Method:
         construct: makes the trainable of a model, and of a setting unless it is amortised.
         is_amortised: one training serves every conditioning; otherwise each takes its own.
         task: what its networks do, and so what samples are.
-        model: what describes its networks, which it is given.
+        model: what describes its networks, which it is given; by default that of its task.
         parameters: names that the grid of a method that is not amortised must have, if they are
             not all conditionings of the explored one.
         places: names of the exploration's own grid at whose every value it is trained.
@@ -47,11 +53,16 @@ class Method:
     construct: Constructor
     is_amortised: bool = True
     task: Task = "segmentation"
-    model: type = SegmentationModel
+    model: type | None = None
     parameters: tuple[str, ...] | None = None
     places: tuple[str, ...] = ()
     replicates: tuple[str, ...] = ()
     start: Callable[[Config], tuple[str, Config]] | None = None
+
+    @property
+    def described_by(self) -> type:
+        """The class of what describes its networks."""
+        return self.model or DEFAULT_MODELS[self.task]
 
 
 def _erm_of(settled: Config) -> tuple[str, Config]:
@@ -81,21 +92,15 @@ TRAINABLES: dict[str, Method] = {
         )
         for name in CONDITIONED_NETWORKS
     },
-    "hypermorph": Method(
-        partial(Registration, "hypermorph"), task="registration", model=RegistrationModel
-    ),
+    "hypermorph": Method(partial(Registration, "hypermorph"), task="registration"),
     "voxelmorph": Method(
-        partial(Registration, "voxelmorph"),
-        is_amortised=False,
-        task="registration",
-        model=RegistrationModel,
+        partial(Registration, "voxelmorph"), is_amortised=False, task="registration"
     ),
     **{
         name: Method(
             partial(Adaptation, name),
             is_amortised=own.is_amortised,
             task="adaptation",
-            model=AdaptationModel,
             parameters=own.parameters[:1],
             places=own.places,
             replicates=("pair", "fold"),
@@ -108,7 +113,6 @@ TRAINABLES: dict[str, Method] = {
             partial(Generalization, name),
             is_amortised=own.approach == "read",
             task="generalization",
-            model=GeneralizationModel,
             parameters=(),
             places=own.places,
             replicates=("held_out",),

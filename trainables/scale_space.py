@@ -18,7 +18,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from search_spaces.errors import InputError
-from search_spaces.rescaling import PARAMETERS, rescaling_problem
+from search_spaces.rescaling import PARAMETERS, prior_around, rescaling_problem
 from search_spaces.space import Config
 from trainables.base import Draws, Stage, Trainable
 from trainables.cost import Operation, Rounding, Size, costs
@@ -282,9 +282,15 @@ class ScaleSpace(Trainable):
         return (taught + self.task_loss(top, images, masks, stage)) / 2
 
     def top(self) -> Config:
-        """The largest factors that training draws."""
+        """The largest factors that training draws; of a settled one its own."""
         names = self.space.names[: self.model.num_factors]
-        return {n: high for n, (_, high) in zip(names, self.model.ranges, strict=True)}
+        if self.settled:
+            return {name: self.settled[name] for name in names}
+        ranges = self.model.ranges
+        if "prior_width" in self.training:
+            width = float(self.training["prior_width"])
+            ranges = tuple(prior_around(ends, width) for ends in ranges)
+        return {name: high for name, (_, high) in zip(names, ranges, strict=True)}
 
     def _outputs(
         self, module: nn.Module, images: Tensor, conditioning: Config
