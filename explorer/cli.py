@@ -86,7 +86,8 @@ def run(
 ) -> None:
     """Train, explore, test, compare and track a spec; print the exploration's id.
 
-    Presets: demo, sshn-wbc, sshn-wbc-levels, sshn-oasis, sshn-pets, hypermorph-demo,
+    Presets: demo, sshn-wbc, sshn-wbc-levels, sshn-wbc-factors, sshn-wbc-prior-width,
+    sshn-wbc-small-phi, sshn-oasis, sshn-oasis-registration, sshn-pets, hypermorph-demo,
     hypermorph-contrasts, hypermorph-oasis2d, hypermorph-oasis2d-lambda-gamma,
     hypermorph-oasis2d-lambda-ncc, hypermorph-hippocampus, hypermorph-oasis3d,
     hypermorph-authors, spottunet-demo, spottunet-wbc, spottunet-cc359, hyda-demo,
@@ -386,7 +387,10 @@ def analyze(
 ) -> None:
     """Draw and tabulate what an exploration tells beyond its front; shown in MLflow too.
 
-    Of adaptations: strategies (every method at every amount of images), lambda, blocks (which of
+    Of rescaling factors: structures, iso-accuracy (the same quality for less), parameters (of
+    training), training-cost, prior-width, transfer (weights of one factor at others), variation,
+    kernels and feature-maps (what is predicted), factors and factor-fronts (one for each level). Of
+    adaptations: strategies (every method at every amount of images), lambda, blocks (which of
     the network are fine-tuned) and amortisation (one training against one for each lambda). Of
     domains held out: domains (every method in each), cost (of a prediction), interpolation (along
     the lines between embeddings) and features (of domains, in two dimensions). Each leaves

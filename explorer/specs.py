@@ -266,6 +266,9 @@ class TrainSpec(Section):
     parameters of `grid` that concern it (see `adaptation` and `generalization`); a baseline's own
     grid may name others of them. `precision: auto` is settled when the exploration begins: bf16
     where the machine computes in it, float32 elsewhere, where bf16 is several times slower.
+    `prior_power` above 1 draws more small factors, `draws: common` one share of the ranges for all
+    factors, `distillation` is the share of the loss that is agreement with the largest factors'
+    network (see `search_spaces.rescaling.PARAMETERS`; for networks over rescaling factors alone).
     `memory_bytes` is what one training (one worker of it) may take, by default its share of the
     machine's; networks over rescaling factors get a smaller batch where theirs would not fit.
     """

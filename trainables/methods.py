@@ -13,15 +13,11 @@ from trainables.adaptation import STRATEGIES, Adaptation, AdaptationModel, domai
 from trainables.base import Trainable
 from trainables.generalization import APPROACHES, Generalization, GeneralizationModel
 from trainables.hypermorph import Registration, RegistrationModel
-from trainables.scale_space import (
-    CONDITIONED_NETWORKS,
-    OF_PAIRS,
-    ScaleSpaceSegmentation,
-    SegmentationModel,
-)
+from trainables.scale_space import CONDITIONED_NETWORKS, ScaleSpaceSegmentation, SegmentationModel
 from trainables.scale_space_registration import DisplacementModel, ScaleSpaceRegistration
 
 Task = Literal["segmentation", "registration", "adaptation", "generalization"]
+OF_PAIRS = "-registration"  # ends the name of a method of segmentation that registers instead
 DEFAULT_MODELS: dict[Task, type] = {
     "segmentation": SegmentationModel,
     "registration": RegistrationModel,
@@ -84,13 +80,13 @@ TRAINABLES: dict[str, Method] = {
     },
     **{
         f"{name}{OF_PAIRS}": Method(
-            partial(ScaleSpaceRegistration, f"{name}{OF_PAIRS}"),
+            partial(ScaleSpaceRegistration, f"{name}{OF_PAIRS}", condition=condition),
             is_amortised=name != "fixed",
             task="registration",
             model=DisplacementModel,
             places=() if name == "fixed" else tuple(PARAMETERS),
         )
-        for name in CONDITIONED_NETWORKS
+        for name, condition in CONDITIONED_NETWORKS.items()
     },
     "hypermorph": Method(partial(Registration, "hypermorph"), task="registration"),
     "voxelmorph": Method(

@@ -35,8 +35,6 @@ from trainables.metrics.segmentation import dice_per_label, mean_over_labels
 from trainables.networks.blocks import resized
 from trainables.networks.unet import UNet
 
-OF_PAIRS = "-registration"  # ends the name of a method that registers
-
 
 @dataclass(frozen=True)
 class RescalingModel:
@@ -158,7 +156,7 @@ class ScaleSpace(Trainable):
         condition: Conditioner | None = None,
     ) -> None:
         self.method, self.model = method, model
-        self.condition = condition or CONDITIONED_NETWORKS[method.removesuffix(OF_PAIRS)]
+        self.condition = condition or CONDITIONED_NETWORKS[method]
         problem = rescaling_problem(num_factors=model.num_factors, choices=model.network_choices)
         self.space = problem.space
         given = settled or {}

@@ -14,8 +14,8 @@ from trainables.base import Arrays, Draws, TrainConfig
 from trainables.datasets import synthetic
 from trainables.generalization import GeneralizationModel
 from trainables.hypermorph import RegistrationModel
-from trainables.methods import TRAINABLES
-from trainables.scale_space import CONDITIONED_NETWORKS, OF_PAIRS, SegmentationModel
+from trainables.methods import OF_PAIRS, TRAINABLES
+from trainables.scale_space import CONDITIONED_NETWORKS, SegmentationModel
 from trainables.scale_space_registration import DisplacementModel
 from trainables.train_loop import PlainContext, evaluate_setting, load_tensors, train
 

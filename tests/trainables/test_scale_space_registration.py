@@ -8,8 +8,9 @@ from search_spaces.errors import InputError
 from trainables.base import Arrays
 from trainables.deformations import warp
 from trainables.losses import total_variation
+from trainables.methods import TRAINABLES
 from trainables.networks.architectures import NETWORKS
-from trainables.scale_space_registration import DisplacementModel, ScaleSpaceRegistration
+from trainables.scale_space_registration import DisplacementModel
 from trainables.train_loop import evaluate_setting
 
 SHAPE = {
@@ -23,7 +24,7 @@ SHAPE = {
 
 
 def make(method="sshn-registration", settled=None, **changes):
-    return ScaleSpaceRegistration(method, DisplacementModel(**(SHAPE | changes)), settled)
+    return TRAINABLES[method].construct(DisplacementModel(**(SHAPE | changes)), settled)
 
 
 def pair():
