@@ -18,7 +18,7 @@ DICE, MACS = Objective("dice", "maximize"), Objective("macs", "minimize")
 def explored(rows, settled, *, grid="{}", objectives=(DICE, MACS), changes=()):
     """Of rows of a table, of which those of the test split are samples too."""
     every = columns_of(rows)
-    spec = load_spec("demo", [f"train.grid={grid}", "explore.num_points=3", *changes])
+    spec = load_spec("demo", ["baselines=[]", f"train.grid={grid}", *changes])
     is_test = every["split"] == "test"
     samples = {name: own[is_test] for name, own in every.items()}
     samples["sample_id"] = np.array([f"image{k}" for k in range(is_test.sum())], dtype=object)
