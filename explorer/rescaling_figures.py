@@ -117,7 +117,8 @@ def spreads_by_layer(values: Mapping[str, Floats]) -> Figure:
         boxprops={"facecolor": PALETTE[0], "alpha": 0.35, "linewidth": 0.8},
         medianprops={"color": PALETTE[0], "linewidth": 1.6},
     )
-    axes.set_yscale("log")
+    if any((own > 0).any() for own in values.values()):
+        axes.set_yscale("log")
     axes.set_xticks(range(1, len(values) + 1), list(values), rotation=70, fontsize=8)
     axes.set_ylabel("Coefficient of variation\nof predicted weights (σ / |μ|)")
     return figure

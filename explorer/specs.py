@@ -152,7 +152,7 @@ class RegistrationSpec(Section):
     final_widths: Widths = (32, 16, 16)
     num_integration_steps: Annotated[Whole, Field(le=16)] = 7
     shrinkage: Fraction = 0.0
-    smoothness: Annotated[Number, Field(ge=0)] = 0.01
+    smoothness: Annotated[Number, Field(ge=0)] = 0.001
     num_pairs: Count = 100
     across_domains: bool = False
     pairs: str | None = None

@@ -35,7 +35,7 @@ class DisplacementModel(RescalingModel):
             intensities in [0, 1].
     """
 
-    smoothness: float = 0.01
+    smoothness: float = 0.001
 
     @property
     def starts_from_primary(self) -> bool:
