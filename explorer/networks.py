@@ -84,11 +84,9 @@ def _described(path: Path) -> Any:
 
 def _rescaling(description: Mapping[str, Any], extensions: Extensions) -> Loader:
     """What builds the architecture, and what makes the network of it and its weights."""
+    build = find("networks", description["architecture"], NETWORKS, extensions)
     factors = tuple(float(factor) for factor in description["factors"])
-    return (
-        find("networks", description["architecture"], NETWORKS, extensions),
-        lambda primary, weights: MaterializedNetwork(primary, weights, factors),
-    )
+    return build, lambda primary, weights: MaterializedNetwork(primary, weights, factors)
 
 
 def _registration(description: Mapping[str, Any], extensions: Extensions) -> Loader:

@@ -70,7 +70,7 @@ def test_description_of_a_registration_says_what_it_takes_and_gives(
     ("key", "value", "message"),
     [
         ("task", "translation", "unknown task 'translation'; known: registration, segmentation"),
-        ("architecture", "transformer", "unknown network 'transformer'; known: voxelmorph"),
+        ("architecture", "transformer", "unknown model.network 'transformer'; known: fpn, pspnet"),
         ("damping", "much", "not a description of a network"),
         ("arguments", {"in_channels": 2}, "weights.safetensors: "),
     ],
