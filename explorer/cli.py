@@ -392,9 +392,10 @@ def analyze(
     kernels and feature-maps (what is predicted), factors and factor-fronts (one for each level). Of
     adaptations: strategies (every method at every amount of images), lambda, blocks (which of
     the network are fine-tuned) and amortisation (one training against one for each lambda). Of
-    domains held out: domains (every method in each), cost (of a prediction), interpolation (along
-    the lines between embeddings) and features (of domains, in two dimensions). Each leaves
-    figures/analysis-NAME.png and tables/NAME.csv in the exploration's folder. Examples:
+    domains held out: domains (every method in each), parameters (of training), cost (of a
+    prediction), interpolation (along the lines between embeddings) and features (of domains, in two
+    dimensions). Each leaves figures/analysis-NAME.png and tables/NAME.csv in the exploration's
+    folder. Examples:
 
         explorer analyze spottunet-demo-1
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from explorer.exploring import Chunk, FrozenModels
 from explorer.measurements import Columns, columns_of, measurements_table, setting_id
-from explorer.models import build_trainable, image_size, method_of
+from explorer.models import build_trainable, dataset_source, image_size, method_of
 from explorer.places import Place
 from explorer.points import Point
 from explorer.progress import ProgressReport
@@ -64,6 +64,11 @@ def judged_elsewhere(
     exactly = spec.explore.model_copy(update={"precision": "float32"})
     there = spec.model_copy(update={"dataset": dataset, "explore": exactly})
     there = there.extended(spec.extensions)
+    if dataset.root is not None and not dataset_source(there).needs_root:
+        raise InputError(
+            f"--evaluate-on: {dataset.name} has no files and so no root; name its options, such as "
+            f"'{{options: {{seed: 7}}}}'"
+        )
     _require_same_shape(spec, there)
     images = decoded(there)
     _require_unseen(images, trained_on, dataset)

@@ -40,6 +40,7 @@ from explorer.series import (
 )
 
 _GREY = "#555555"
+MAX_BESIDE = 46  # letters of a legend entry that has another beside it
 
 Image: TypeAlias = NDArray[np.float32]
 
@@ -418,11 +419,12 @@ def draw_legend(figure: Figure, handles: Sequence[Any]) -> None:
         handle[0].get_label() if isinstance(handle, tuple) else handle.get_label()
         for handle in handles
     ]
+    is_wide = max((len(str(label)) for label in labels), default=0) > MAX_BESIDE
     figure.legend(
         handles,
         labels,
         loc="outside lower center",
-        ncols=2,
+        ncols=1 if is_wide else 2,
         fontsize=8.5,
         frameon=False,
         handler_map={tuple: HandlerTuple(ndivide=None)},

@@ -114,7 +114,7 @@ def _refusal(
     """Why nothing fits, and how far the prior would have to shrink."""
     numbers = {name: x for name, x in top.items() if not isinstance(x, str)}
     told = ", ".join(f"{name} = {x:g}" for name, x in numbers.items())
-    advice = "lower dataset.size or model.width"
+    advice = "it would not at smaller factors either: lower dataset.size or model.width"
     for share in SHARES if not trainable.settled else ():
         less = {**top, **{name: share * x for name, x in numbers.items()}}
         if _needed(spec, trainable, 1, less) <= available:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,12 +62,16 @@ def decoded(spec: ExplorationSpec) -> ImageDataset:
             f"dataset.root: {source.name} needs the folder of its files: "
             f"--set dataset.root=DIR ({source.summary})"
         )
-    try:
-        return source.load(spec.dataset.root, size=image_size(spec), **spec.dataset.options)
-    except TypeError as error:
-        if "keyword argument" not in str(error):
-            raise
-        raise InputError(f"dataset.options of {source.name}: {error}") from None
+    _, *parameters = inspect.signature(source.load).parameters.values()  # after the root
+    known = [one.name for one in parameters if one.name != "size"]
+    if not any(one.kind is one.VAR_KEYWORD for one in parameters):
+        for name in spec.dataset.options:
+            if name not in known:
+                raise InputError(
+                    f"dataset.options of {source.name}: unknown option {name!r}; known: "
+                    f"{', '.join(sorted(known)) or 'none'}"
+                )
+    return source.load(spec.dataset.root, size=image_size(spec), **spec.dataset.options)
 
 
 @dataclass(frozen=True)
