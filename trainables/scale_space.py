@@ -7,6 +7,7 @@ Imaging"; eq. 2, sections 4.3 and 4.4.
 from __future__ import annotations
 
 import itertools
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -186,9 +187,9 @@ class ScaleSpace(Trainable):
         return f"{type(self).__name__}({', '.join(map(repr, parts))})"
 
     @property
+    @abstractmethod
     def out_channels(self) -> int:
         """C of what the network gives."""
-        raise NotImplementedError
 
     def _primary(self, **choices: str) -> Any:
         return self.model.network(
@@ -300,15 +301,15 @@ class ScaleSpace(Trainable):
             return (module(z, *inputs, structure=structure),)
         return tuple(module(z, *inputs, True, structure=structure))
 
+    @abstractmethod
     def task_loss(
         self, outputs: Sequence[Tensor], images: Tensor, masks: Tensor, stage: str
     ) -> Tensor:
         """Training loss of what the network gives; see `loss`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def disagreement(self, output: Tensor, taught: Tensor) -> Tensor:
         """How far an output is from what another network gives for the same images."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def materialize(self, module: nn.Module, conditioning: Config) -> MaterializedNetwork:
