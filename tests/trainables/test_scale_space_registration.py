@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from search_spaces.errors import InputError
+from tests.trainables.test_scale_space import randomised
 from trainables.base import Arrays
 from trainables.deformations import warp
 from trainables.losses import total_variation
@@ -30,14 +31,6 @@ def make(method="sshn-registration", settled=None, **changes):
 def pair():
     source = torch.Generator().manual_seed(2)
     return torch.rand(2, 2, 12, 10, generator=source) * 2 - 1
-
-
-def randomised(trainable):
-    module, source = trainable.build(0), torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=source))
-    return module
 
 
 @pytest.mark.parametrize("network", NETWORKS)
