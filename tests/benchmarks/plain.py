@@ -1,0 +1,175 @@
+"""The trainings of an exploration on a machine that has torch and this repository, but no Ray.
+
+    python tests/benchmarks/plain.py write SPEC JOBS.json [--set PATH=VALUE ...]
+    python tests/benchmarks/plain.py run JOBS.json ... OUT --root DIR [--processes N]
+    python tests/benchmarks/plain.py keep JOBS.json OUT RUN
+
+`write` lists the trainings of a specification of segmentation with all that decides them, `run`
+makes them there in the plain training context, several side by side, and `keep` puts them into the
+folder RUN of an exploration that was started and interrupted: `explorer resume` goes on with it.
+A training that is there already is not made again.
+"""
+
+import argparse
+import json
+import multiprocessing
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from trainables.base import Arrays, TrainConfig
+from trainables.datasets.base import split_indices
+from trainables.datasets.sources import DATASETS
+from trainables.methods import TRAINABLES
+from trainables.networks.architectures import NETWORKS
+from trainables.train_loop import PlainContext, TrainResult, train
+
+_DATA: dict[str, Mapping[str, Arrays]] = {}  # of each file of jobs; filled before the forks
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("write")
+    command.add_argument("spec")
+    command.add_argument("jobs", type=Path)
+    command.add_argument("--set", action="append", default=[])
+    command = commands.add_parser("run")
+    command.add_argument("jobs", type=Path, nargs="+")
+    command.add_argument("out", type=Path)
+    command.add_argument("--root")
+    command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    command.add_argument("--processes", type=int, default=1)
+    command.add_argument("--seconds", type=float, default=1e9, help="after which it gives up")
+    command = commands.add_parser("keep")
+    command.add_argument("jobs", type=Path)
+    command.add_argument("out", type=Path)
+    command.add_argument("run", type=Path)
+    options = vars(parser.parse_args(arguments))
+    {"write": write, "run": run, "keep": keep}[options.pop("command")](**options)
+
+
+def write(spec: str, jobs: Path, set: Sequence[str]) -> None:
+    """List the trainings of a specification; this needs the whole package."""
+    from explorer.models import build_trainable
+    from explorer.specs import load_spec
+    from explorer.training import rates_of, train_config, trials_of
+
+    read = load_spec(spec, set)
+    methods = [read.method, *(baseline.method for baseline in read.baselines)]
+    rates = {method: rates_of(read, method) for method in methods}
+    listed = []
+    for trial in trials_of(read, seeds=read.train.seeds, rates=rates):
+        trainable: Any = build_trainable(read, trial.method, trial.settled)
+        model = asdict(trainable.model)
+        del model["network"]
+        config = asdict(train_config(read, trainable, trial))
+        listed.append({"trial": asdict(trial), "model": model, "config": config})
+    section = read.dataset
+    dataset = {
+        "name": section.name,
+        "size": section.size,
+        "options": section.options,
+        "split_seed": section.split_seed,
+    }
+    jobs.write_text(json.dumps({"dataset": dataset, "jobs": listed}, indent=1) + "\n")
+    print(f"{jobs}: {len(listed)} trainings")
+
+
+def run(
+    jobs: Sequence[Path],
+    out: Path,
+    root: str | None,
+    device: str,
+    processes: int,
+    seconds: float,
+) -> None:
+    """Make the trainings, the longest first, and leave OUT/FILE/TRIAL.safetensors of each."""
+    start = time.perf_counter()
+    work: list[tuple[str, dict[str, Any], Path, str]] = []
+    for path in jobs:
+        written = json.loads(path.read_text())
+        _DATA[path.stem] = _data(written["dataset"], root)
+        for job in written["jobs"]:
+            target = out / path.stem / f"{job['trial']['trial_id']}.safetensors"
+            if not target.exists():
+                work.append((path.stem, job, target, device))
+    work.sort(key=lambda one: -_size(one[1]))
+    print(f"{len(work)} trainings, data read in {time.perf_counter() - start:.1f} s", flush=True)
+    with multiprocessing.get_context("fork").Pool(processes, maxtasksperchild=1) as pool:
+        results = pool.imap_unordered(_train, work)
+        for number in range(1, len(work) + 1):
+            left = start + seconds - time.perf_counter()
+            try:
+                note = results.next(timeout=max(0.1, left))
+            except multiprocessing.TimeoutError:
+                print(f"given up: {len(work) - number + 1} trainings are left", flush=True)
+                return
+            print(f"{time.perf_counter() - start:6.1f} s  {number}/{len(work)} {note}", flush=True)
+
+
+def keep(jobs: Path, out: Path, run: Path) -> None:
+    """Put what was trained into an exploration; this needs the whole package."""
+    from explorer.training import Trial, keep_record
+
+    for job in json.loads(jobs.read_text())["jobs"]:
+        trial = Trial(**job["trial"])
+        path = out / jobs.stem / f"{trial.trial_id}.safetensors"
+        if not path.exists():
+            print(f"{path}: missing")
+            continue
+        with safe_open(path, "pt") as file:
+            told = json.loads(file.metadata()["result"])
+        folder = run / "trials" / trial.trial_id
+        folder.mkdir(parents=True, exist_ok=True)
+        keep_record(trial, TrainResult(best=load_file(path), **told), folder)
+        print(f"{folder}: {told['best_metric']:.4f} in epoch {told['best_epoch']}")
+
+
+def _data(dataset: Mapping[str, Any], root: str | None) -> dict[str, Arrays]:
+    source = DATASETS[dataset["name"]]
+    read = source.load(root, size=tuple(dataset["size"]), **dataset["options"])
+    indices = split_indices(read, seed=dataset["split_seed"])
+    return {name: Arrays(read.images[own], read.masks[own]) for name, own in indices.items()}
+
+
+def _size(job: Mapping[str, Any]) -> float:
+    """Proportional to how long a training takes, roughly: its steps."""
+    config = job["config"]
+    amortised = 1.3 if TRAINABLES[job["trial"]["method"]].is_amortised else 1.0
+    return float(config["epochs"] / config["batch_size"] * amortised)
+
+
+def _train(work: tuple[str, dict[str, Any], Path, str]) -> str:
+    name, job, target, device = work
+    torch.set_num_threads(1)
+    trial, model = job["trial"], _tuples(job["model"])
+    method = TRAINABLES[trial["method"]]
+    described = method.described_by(network=NETWORKS[model["network_name"]], **model)
+    trainable = method.construct(described, trial["settled"] or None)
+    config = TrainConfig(**_tuples(job["config"]))
+    context = PlainContext(target.with_suffix(""), device=device)
+    try:
+        result = train(trainable, _DATA[name], config, context)
+    except Exception as error:  # noqa: BLE001 - the others go on
+        return f"{name}/{trial['trial_id']}: {type(error).__name__}: {error}"
+    told = {key: own for key, own in vars(result).items() if key != "best"}
+    save_file(result.best, target, metadata={"result": json.dumps(told)})
+    return f"{name}/{trial['trial_id']}: val {result.best_metric:.4f}, {result.wall_s:.1f} s"
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as tuples."""
+    if isinstance(value, Mapping):
+        return {key: _tuples(own) for key, own in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+if __name__ == "__main__":
+    main()
