@@ -144,7 +144,7 @@ def _features(explored: Explored) -> Analysis:
             and chosen.items() <= settled.items()
         )
         module = explored.model(trial_id)[1]
-        features = domain_features(module, unseen.images)
+        features = domain_features(module, np.asarray(unseen.images))
         held_out = domain if results.holds_out else "nothing"
         places[held_out] = _in_two_dimensions(features)
         names[held_out] = np.asarray(unseen.domains)
@@ -168,7 +168,7 @@ def _read_on_lines(
     """Where images of a domain are read on every line between sources, and the nearest in words."""
     own = test.select(np.flatnonzero(np.asarray(test.domains) == domain))
     rows = {}
-    for line, read in readings(module, own.images).items():
+    for line, read in readings(module, np.asarray(own.images)).items():
         low, median, high = np.quantile(read.shares, (0.1, 0.5, 0.9)).tolist()
         row: Row = {**results.ends(line, domain), "low": low, "median": median, "high": high}
         rows[line] = {**row, "distance": read.distance}

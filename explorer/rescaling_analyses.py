@@ -84,7 +84,8 @@ def _structures(explored: Explored) -> Analysis:
 
 def _volumes(test: Arrays, labels: Sequence[str]) -> dict[str, tuple[float, list[str]]]:
     """Share of all labelled pixels and the labels of each structure, the largest first."""
-    counts = np.bincount(test.masks.ravel(), minlength=len(labels) + 1)[1:]
+    each = [np.bincount(mask.ravel(), minlength=len(labels) + 1)[1:] for mask in test.masks]
+    counts = np.sum(each, axis=0)
     parts: dict[str, list[str]] = {}
     for label in labels:
         parts.setdefault(_SIDE.sub("", label), []).append(label)

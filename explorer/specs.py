@@ -83,13 +83,18 @@ class Section(BaseModel):
 
 
 class DatasetSpec(Section):
-    """Which images: `options` go to the data set's loader."""
+    """Which images: `options` go to the data set's loader.
+
+    Of images that take more than `memory_bytes`, by default a quarter of this machine's memory,
+    only those of the batch are read, from where they are kept decoded (`EXPLORER_CACHE_DIR`).
+    """
 
     name: str = "synthetic"
     root: str | None = None
     size: Size | None = None
     split_seed: Whole = 0
     options: dict[str, Annotated[int | float | str, BeforeValidator(_no_boolean)]] = {}
+    memory_bytes: Annotated[Quantity, Field(gt=0)] | None = None
 
 
 class ModelSpec(Section):

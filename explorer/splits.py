@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,10 @@ from trainables.datasets.domains import by_domain, folds_of, with_parts
 from trainables.datasets.files import read_bytes
 from trainables.datasets.pairs import draw_pairs, read_pairs
 from trainables.generalization import Generalization
+from trainables.mapped import Mapped
+from trainables.memory import whole_bytes
+
+SHARE_OF_MEMORY = 0.25
 
 
 def load_data(spec: ExplorationSpec) -> ImageDataset:
@@ -99,8 +104,9 @@ def samples_of(spec: ExplorationSpec, dataset: ImageDataset) -> dict[str, Sample
     samples, values, parts = {}, np.empty(0, dtype=np.float32), np.empty(0, dtype=np.int64)
     if task == "generalization":
         values, parts = _whole_images(spec, dataset)
+    stays = _stays_in_file(spec, dataset)
     for name, own in indices.items():
-        images, masks = dataset.images[own], dataset.masks[own]
+        images, masks = (_rows(each, own, stays) for each in (dataset.images, dataset.masks))
         if name in pairs:
             ids = [f"{dataset.ids[a]}>{dataset.ids[b]}" for a, b in pairs[name]]
             arrays = Arrays(images, masks, np.searchsorted(own, pairs[name]))
@@ -115,6 +121,23 @@ def samples_of(spec: ExplorationSpec, dataset: ImageDataset) -> dict[str, Sample
             arrays = replace(arrays, folds=parts[own], values=values[own])
         samples[name] = Samples(arrays, ids, own)
     return samples
+
+
+def _stays_in_file(spec: ExplorationSpec, dataset: ImageDataset) -> bool:
+    """Whether images are read row by row; see `DatasetSpec`."""
+    if not isinstance(dataset.images, np.memmap):
+        return False
+    if method_of(spec, spec.method).task not in ("segmentation", "registration"):
+        return False  # the others look at all images at once
+    limit = spec.dataset.memory_bytes
+    if limit is None:
+        whole = whole_bytes(on_gpu=False)
+        limit = math.inf if whole is None else SHARE_OF_MEMORY * whole
+    return dataset.images.nbytes > limit
+
+
+def _rows(array: Any, rows: NDArray[np.int64], stays: bool) -> Any:
+    return Mapped(array, rows) if stays and isinstance(array, np.memmap) else array[rows]
 
 
 def whole_of(spec: ExplorationSpec, dataset: ImageDataset) -> Arrays:

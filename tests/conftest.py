@@ -53,7 +53,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(autouse=True)
 def isolate_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep runs and tracking in the test's own folder, and never join a running cluster."""
+    """Keep runs and tracking in the test's own folder, and never join a running cluster.
+
+    Decoded images are not kept.
+    """
+    monkeypatch.setenv("EXPLORER_CACHE_DIR", "")
     monkeypatch.setenv("EXPLORER_RUNS_DIR", str(tmp_path / "runs"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)

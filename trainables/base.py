@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from search_spaces.problem import Problem
 from search_spaces.space import Config, SearchSpace
+from trainables.mapped import Mapped, selected
 
 Precision = Literal["float32", "bf16"]
 Optimizer = Literal["adam", "adamw", "sgd"]
@@ -28,8 +29,8 @@ class Arrays:
     """The samples of one split: its images, or pairs of them.
 
     Attributes:
-        images: (m, C, *spatial) float32.
-        masks: (m, *spatial) labels.
+        images: (m, C, *spatial) float32; in memory, or read from a file row by row.
+        masks: (m, *spatial) labels; likewise.
         pairs: (n, 2) indices of a moving and a fixed image each; None: every image is a sample.
         domains: (n,) names of where the images come from; None: that makes no difference.
         folds: (n,) parts, 0 to 2, into which those of one person fall together: of a
@@ -38,15 +39,15 @@ class Arrays:
             maps: position of the domain, then what is predicted; None: label maps are.
     """
 
-    images: NDArray[np.float32]
-    masks: NDArray[np.uint8]
+    images: NDArray[np.float32] | Mapped
+    masks: NDArray[np.uint8] | Mapped
     pairs: NDArray[np.int64] | None = None
     domains: NDArray[np.str_] | None = None
     folds: NDArray[np.int64] | None = None
     values: NDArray[np.float32] | None = None
 
     @property
-    def truth(self) -> NDArray[Any]:
+    def truth(self) -> NDArray[Any] | Mapped:
         """What is learned of each image: (m, *spatial) labels, or (m, v) numbers."""
         return self.masks if self.values is None else self.values
 
@@ -59,7 +60,7 @@ class Arrays:
             return Arrays(self.images, self.masks, self.pairs[rows])
         columns = {"domains": self.domains, "folds": self.folds, "values": self.values}
         own: dict[str, Any] = {n: x[rows] for n, x in columns.items() if x is not None}
-        return Arrays(self.images[rows], self.masks[rows], **own)
+        return Arrays(selected(self.images, rows), selected(self.masks, rows), **own)
 
     def joined(self, other: Arrays) -> Arrays:
         """These samples, which are images, and then others; of both what both have."""

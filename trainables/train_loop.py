@@ -35,8 +35,8 @@ from trainables.base import (
     Trainable,
     TrainConfig,
     TrainContext,
-    gather,
 )
+from trainables.loading import Loader
 
 NUM_VALIDATION_SETTINGS = 5
 # Larger batches are no faster (`make bench evaluation`), and take memory.
@@ -168,13 +168,10 @@ class _Training:
             told = {"epoch": 1, "epochs": 1, "train_loss": 0.0, "val": self.best_metric}
             self.context.report(told, None)
             return self._result()
-        data = self.data["train"]
-        images = torch.from_numpy(data.images).to(self.device)
-        truth = torch.from_numpy(data.truth).to(self.device)
-        pairs = None if data.pairs is None else torch.from_numpy(data.pairs).to(self.device)
+        loader = Loader(self.data["train"], self.device)
         while self.epoch < self.config.epochs and not self._is_stalled():
             is_validated = self._stage().is_validated
-            loss = self._train_epoch(images, truth, pairs)
+            loss = self._train_epoch(loader)
             self.epoch += 1
             last = self.epoch == self.config.epochs
             if last or (is_validated and self.epoch % self.config.validate_every == 0):
@@ -215,13 +212,12 @@ class _Training:
                 break
         return stage
 
-    def _train_epoch(self, images: Tensor, truth: Tensor, pairs: Tensor | None) -> float:
+    def _train_epoch(self, loader: Loader) -> float:
         config, context = self.config, self.context
         assert self.optimizer is not None
         self.module.train()
         stage, losses, drawn = self._stage().name, [], []
-        for step, rows in self._batches(len(self.data["train"])):
-            x, y = gather(images, truth, pairs, rows)
+        for step, x, y in loader.batches(self._batches(len(self.data["train"]))):
             x, y = augment(x, _usable(y), config.augment, (config.seed, step))
             x, y = x[context.rank :: context.world_size], y[context.rank :: context.world_size]
             x = x.contiguous(memory_format=self.memory_format)

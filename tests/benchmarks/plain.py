@@ -14,7 +14,7 @@ import argparse
 import json
 import multiprocessing
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command.add_argument("out", type=Path)
     command.add_argument("run", type=Path)
     options = vars(parser.parse_args(arguments))
-    {"write": write, "run": run, "keep": keep}[options.pop("command")](**options)
+    work: dict[str, Callable[..., None]] = {"write": write, "run": run, "keep": keep}
+    work[options.pop("command")](**options)
 
 
 def write(spec: str, jobs: Path, set: Sequence[str]) -> None:

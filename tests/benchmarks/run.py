@@ -19,6 +19,7 @@ from typing import Any
 import adapting
 import cost
 import evaluation
+import loading
 import numpy as np
 import optimum
 import overhead
@@ -49,6 +50,7 @@ BENCHMARKS: dict[str, Callable[[], Mapping[str, Sequence[Row]]]] = {
     "sampling": sampling.measure,
     "serving": serving.measure,
     "adapting": adapting.measure,
+    "loading": loading.measure,
 }
 DETAILS = {"channels_last", "weights", "rounds", "ratio_of_sums", "first_ms", "calls"}  # JSON only
 BUSY = 0.3  # load average per core from which the numbers are called provisional

@@ -8,7 +8,7 @@ import resource
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -73,7 +73,7 @@ class TrainingStep:
             decoder_widths=(workload.width,) * 4,
             hidden_sizes=hidden_sizes,
         )
-        self.trainable = TRAINABLES[method].construct(model, None)
+        self.trainable: Any = TRAINABLES[method].construct(model, None)
         self.module = self.trainable.build(0).to(self.device)
         self.optimizer = torch.optim.Adam(
             self.module.parameters(), lr=1e-3, betas=(0.9, 0.99), fused=True

@@ -28,11 +28,11 @@ Column: TypeAlias = tuple[str, ...] | NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class ImageDataset:
-    """Images with their label maps and what is known of each, all in memory.
+    """Images with their label maps and what is known of each.
 
     Attributes:
         name: of the source.
-        images: (n, C, *spatial), intensities in [-1, 1].
+        images: (n, C, *spatial), intensities in [-1, 1]; in memory, or mapped from a file.
         masks: (n, *spatial); 0 background, k = `labels[k - 1]`; see `no_masks`.
         labels: names of the foreground labels; none where there are no label maps.
         ids: (n,) unique and stable.
@@ -91,9 +91,9 @@ class ImageDataset:
             )
         if len(set(self.ids)) != n:
             raise ValueError("ids must differ")
-        # A NaN fails both comparisons; no temporary of the images' size is made.
-        if not (self.images.min() >= -1 and self.images.max() <= 1):
-            raise ValueError("images must be finite and in [-1, 1]")
+        # those in a file were looked at when it was written, and may be larger than memory
+        if not isinstance(self.images, np.memmap):
+            require_intensities(self.images)
         if self.masks.max() > len(self.labels):
             raise ValueError(f"masks hold {self.masks.max()}, but {len(self.labels)} labels exist")
         if not (self.domains.min() >= 0 and self.domains.max() < len(self.domain_names)):
@@ -107,6 +107,17 @@ class ImageDataset:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+def require_intensities(images: NDArray[np.float32]) -> None:
+    """Refuse images that are not as `ImageDataset` needs them.
+
+    Raises:
+        ValueError: a value is outside [-1, 1] or not finite.
+    """
+    # A NaN fails both comparisons; no temporary of the images' size is made.
+    if not (images.min() >= -1 and images.max() <= 1):
+        raise ValueError("images must be finite and in [-1, 1]")
 
 
 def no_masks(images: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -31,7 +32,9 @@ from trainables.datasets.base import (
     ImageDataset,
     ReadImage,
     Size,
+    require_intensities,
 )
+from trainables.datasets.cache import Allocate, Decoded, in_memory, kept
 
 MAX_FILE_BYTES = 2**29
 
@@ -109,19 +112,36 @@ def load_files(
     labels: tuple[str, ...],
     domain_names: tuple[str, ...],
 ) -> ImageDataset:
-    """Read every file of a listing once, in a few threads.
+    """Read every file of a listing once, in a few threads; what is kept decoded is read instead.
+
+    Args:
+        name: of the data set.
+        listing: its files.
+        decode: a function of a module, or a `functools.partial` of one; see `cache.kept`.
+        size: to decode to.
+        labels: of the data set.
+        domain_names: of the data set.
 
     Raises:
         InputError: the listing has problems or no images, or a file cannot be used.
+        RunError: decoded images cannot be kept.
     """
-
-    def one(sample: Sample, image_bytes: bytes, mask_bytes: bytes, size: Size) -> Stack:
-        image, mask = decode(sample, image_bytes, mask_bytes, size)
-        return Stack((sample.id,), image[None], mask[None])
-
     return load_stacks(
-        name, listing, one, num_each=1, size=size, labels=labels, domain_names=domain_names
+        name,
+        listing,
+        partial(_single, decode),
+        num_each=1,
+        size=size,
+        labels=labels,
+        domain_names=domain_names,
     )
+
+
+def _single(
+    decode: Decode, sample: Sample, image_bytes: bytes, mask_bytes: bytes, size: Size
+) -> Stack:
+    image, mask = decode(sample, image_bytes, mask_bytes, size)
+    return Stack((sample.id,), image[None], mask[None])
 
 
 def load_stacks(
@@ -138,8 +158,42 @@ def load_stacks(
 
     Raises:
         InputError: the listing has problems or no images, or a file cannot be used.
+        RunError: decoded images cannot be kept.
     """
     require_no_problems(name, listing)
+    paths = [*listing.lists, *(path for sample in listing.samples for path in _paths(sample))]
+    place = kept(name, listing.root, paths, decode, size=size, num_each=num_each)
+    work = partial(_decoded, name, listing, decode, num_each, size)
+    decoded = work(in_memory) if place is None else place.read() or place.decoded_anew(work)
+    samples = [sample for sample in listing.samples for _ in range(num_each)]
+    return ImageDataset(
+        name=name,
+        images=decoded.images,
+        masks=decoded.masks,
+        labels=labels,
+        ids=decoded.ids,
+        domains=np.array([sample.domain for sample in samples], dtype=np.int64),
+        domain_names=domain_names,
+        classes=np.array([sample.class_index for sample in samples], dtype=np.int64),
+        targets=np.array([sample.target for sample in samples], dtype=np.float64),
+        findings=np.array([sample.findings for sample in samples], dtype=np.float64),
+        groups=tuple(sample.group or sample.id for sample in samples),
+        attributes={
+            each: _repeated(column, num_each) for each, column in listing.attributes.items()
+        },
+        digest=decoded.digest,
+    )
+
+
+def _decoded(
+    name: str,
+    listing: Listing,
+    decode: DecodeStack,
+    num_each: int,
+    size: Size,
+    allocate: Allocate,
+) -> Decoded:
+    """Decode every file of a listing."""
 
     def read(sample: Sample) -> tuple[Stack, list[tuple[Path, str]]]:
         contents = [(path, read_bytes(path)) for path in _paths(sample)]
@@ -154,32 +208,16 @@ def load_stacks(
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         for stack, stack_hashes in pool.map(read, listing.samples):
             if not ids:
-                images = np.empty((num_images, *stack.images.shape[1:]), dtype=np.float32)
-                masks = np.empty((num_images, *size), dtype=np.uint8)
+                shape = (num_images, *stack.images.shape[1:])
+                images = allocate("images", shape, np.float32)
+                masks = allocate("masks", (num_images, *size), np.uint8)
+            require_intensities(stack.images)
             rows = slice(len(ids), len(ids) + num_each)
             images[rows], masks[rows] = stack.images, stack.masks
             ids += stack.ids
             hashes += stack_hashes
-    samples = [sample for sample in listing.samples for _ in range(num_each)]
-    return ImageDataset(
-        name=name,
-        images=images,
-        masks=masks,
-        labels=labels,
-        ids=tuple(ids),
-        domains=np.array([sample.domain for sample in samples], dtype=np.int64),
-        domain_names=domain_names,
-        classes=np.array([sample.class_index for sample in samples], dtype=np.int64),
-        targets=np.array([sample.target for sample in samples], dtype=np.float64),
-        findings=np.array([sample.findings for sample in samples], dtype=np.float64),
-        groups=tuple(sample.group or sample.id for sample in samples),
-        attributes={
-            each: _repeated(column, num_each) for each, column in listing.attributes.items()
-        },
-        digest=digest_files(
-            name if num_each == 1 else f"{name} {num_each}", size, listing.root, hashes
-        ),
-    )
+    title = name if num_each == 1 else f"{name} {num_each}"
+    return Decoded(tuple(ids), images, masks, digest_files(title, size, listing.root, hashes))
 
 
 def require_no_problems(name: str, listing: Listing) -> None:
