@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import typer
 import yaml
 
 from explorer import documents
+from explorer.claims import rows_of
 from explorer.exploration import (
     Exploration,
     exploration_ids,
@@ -41,6 +43,7 @@ from explorer.options import (
 )
 from explorer.places import runs_place
 from explorer.presentation import (
+    report_in_markdown,
     show_analysis,
     show_answer,
     show_comparison,
@@ -48,6 +51,7 @@ from explorer.presentation import (
     show_optima,
     show_point,
     show_points,
+    show_report,
     show_result,
     show_table,
 )
@@ -55,6 +59,7 @@ from explorer.progress import ProgressReport
 from explorer.quantities import parse_quantity
 from explorer.queries import Answer, Bound, PointTable, parse_bound
 from explorer.specs import load_spec
+from explorer.store import read_json
 from explorer.submitting import jobs_app, submit
 from search_spaces.errors import InputError, UserError
 from search_spaces.problem import Objective
@@ -103,6 +108,7 @@ def run(
             runs_dir=runs_dir,
             new=new,
             exploration_id=exploration_id,
+            command=_typed("explorer run", spec, changes),
             progress=progress,
         )
 
@@ -415,15 +421,55 @@ def analyze(
         return
     with stdout_to_stderr():
         found, figure, table = exploration.analyze(name, progress=ProgressReport())
-    document = {
-        "exploration_id": exploration.id,
-        "analysis": name,
-        "rows": found.rows,
-        "notes": found.notes,
-        "figure": str(figure),
-        "table": str(table),
-    }
+    document = documents.analyzed(exploration, name, found, figure, table)
     print_document(document, as_json, lambda: show_analysis(document))
+
+
+@app.command()
+def report(
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[ID|FILE.json ...]", help="Default: every finished exploration."),
+    ] = None,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="A table for a README, with the commands.")
+    ] = False,
+    runs_dir: RunsDir = None,
+    as_json: Json = False,
+) -> None:
+    """Hold what the papers claim against what was found here: number, spread, cost, held or not.
+
+    Of explorations, or of files that explorer frontier ID --compare --json or explorer analyze ID
+    NAME --json printed. A claim held ("yes") where the whole spread is on its side; "no" where it
+    is on the other; else the two are "not separated". Examples:
+
+        explorer report sshn-wbc-1
+
+        explorer report results/*.json --markdown
+    """
+    rows: list[dict[str, Any]] = []
+    with stdout_to_stderr():
+        for source in sources or _finished(runs_dir):
+            if source.endswith(".json"):
+                rows += rows_of(read_json(Path(source)), source)
+            else:
+                exploration = open_exploration(source, runs_dir)
+                if (status := exploration.state["status"]) != "finished":
+                    raise InputError(
+                        f"{source} is {status}: report on it once explorer resume {source} has "
+                        f"finished it"
+                    )
+                rows += documents.reported(exploration)
+    if markdown and not as_json:
+        typer.echo(report_in_markdown(rows))
+        return
+    print_document(rows, as_json, lambda: show_report(rows))
+
+
+def _finished(runs_dir: str | None) -> list[str]:
+    runs = runs_place(runs_dir)
+    every = (Exploration(runs / exploration_id) for exploration_id in exploration_ids(runs))
+    return [own.id for own in every if own.state["status"] == "finished"]
 
 
 @app.command()
@@ -654,6 +700,12 @@ def _work(work: Callable[[ProgressReport], Exploration], as_json: bool) -> None:
     with stdout_to_stderr():
         exploration = work(ProgressReport())
     print_document(exploration.summary(), as_json, lambda: show_result(exploration))
+
+
+def _typed(command: str, spec: str, changes: list[str] | None) -> str:
+    """What was typed, to be typed again."""
+    options = [part for change in changes or () for part in ("--set", change)]
+    return f"{command} {shlex.join([spec, *options])}"
 
 
 def _plain(option: str, text: str) -> str | dict[str, Any]:

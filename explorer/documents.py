@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from explorer.claims import FRONT, documents_for, rows_of
 from explorer.exploration import Exploration
+from explorer.places import Place
 from explorer.points import Point
 from explorer.queries import Answer
+from search_spaces.errors import InputError
 from search_spaces.space import Config
 
 if TYPE_CHECKING:
+    from explorer.explored import Analysis
     from explorer.optimizing import Optimisation
     from trainables.base import Trainable
 
@@ -43,6 +47,17 @@ def shown(exploration: Exploration) -> dict[str, Any]:
     }
 
 
+def about(exploration: Exploration) -> dict[str, str]:
+    """What was explored, and the command that does it again."""
+    section = exploration.spec.dataset
+    size = "" if section.size is None else f", {' x '.join(map(str, section.size))}"
+    again = f"explorer run {exploration.folder / 'spec.yaml'}"
+    return {
+        "data": f"{section.name}{size}",
+        "command": exploration.state.get("command") or again,
+    }
+
+
 def front(
     exploration: Exploration, points: Sequence[Point], *, method: str | None, status: str
 ) -> dict[str, Any]:
@@ -52,7 +67,43 @@ def front(
         "method": method or exploration.spec.method,
         "frontier": [point.to_json() for point in points],
         "status": status,
+        **about(exploration),
     }
+
+
+def analyzed(
+    exploration: Exploration, name: str, found: Analysis, figure: Place, table: Place
+) -> dict[str, Any]:
+    """`explorer analyze` of a name."""
+    return {
+        "exploration_id": exploration.id,
+        "analysis": name,
+        "rows": found.rows,
+        "notes": found.notes,
+        "figure": str(figure),
+        "table": str(table),
+        **about(exploration),
+    }
+
+
+def reported(exploration: Exploration) -> Iterator[dict[str, Any]]:
+    """Rows of `explorer report`, of what one finished exploration says of the papers' claims.
+
+    Raises:
+        InputError: its files are damaged.
+    """
+    known = exploration.analyses()
+    for name in documents_for(exploration.spec.method, list(known)):
+        try:
+            if name == FRONT:
+                status = exploration.state["status"]
+                document = front(exploration, [], method=None, status=status)
+                document["comparison"] = exploration.compare()
+            else:
+                document = analyzed(exploration, name, *exploration.analyze(name))
+        except InputError:
+            continue  # this exploration did not measure what it takes
+        yield from rows_of(document, exploration.id)
 
 
 def answered(

@@ -692,6 +692,7 @@ def run(
     new: bool = False,
     exploration_id: str | None = None,
     extensions: Extensions | None = None,
+    command: str = "",
     progress: ProgressReport | None = None,
 ) -> Exploration:
     """Carry out a spec: train, explore, test, compare, track.
@@ -704,6 +705,7 @@ def run(
         exploration_id: to take; by default the next free one of the spec's name. One that says
             more than the name is no second try of what is unfinished.
         extensions: what the spec names beside what is shipped and installed.
+        command: that the spec came from, for reports.
         progress: where to show progress; nowhere by default.
 
     Raises:
@@ -752,6 +754,7 @@ def run(
         "elapsed_s": {},
         "num_images": len(dataset),
         "objectives": [asdict(objective) for objective in objectives],
+        "command": command,
     }
     write_json(folder / "state.json", state)
     exploration = Exploration(folder, extensions=extensions)

@@ -233,6 +233,46 @@ def show_table(rows: Sequence[Mapping[str, Any]], *, empty: str, width: int = MI
     _console(width).print(table)
 
 
+def show_report(rows: Sequence[Mapping[str, Any]]) -> None:
+    """What papers claim against what was found, and the commands that find it again."""
+    table = Table(title="Claims of the papers, and what was found here", show_lines=True)
+    headers = ("paper", "claims", "there", "here", "held", "data", "training s")
+    for header in headers:
+        table.add_column(header, justify="right" if header == "training s" else "left")
+    for row in rows:
+        table.add_row(*_claimed(row))
+    console = _console(WIDE)
+    if not rows:
+        console.print("none of these explorations says anything of a claim of the papers")
+        return
+    console.print(table)
+    for exploration_id, command in _commands(rows).items():
+        console.print(f"{exploration_id}: {command}", soft_wrap=True)
+
+
+def report_in_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The same as a table in Markdown, and under it a block of commands."""
+    lines = [
+        "| paper | claims | there | here | held | data | training s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        cells = [cell.replace("|", "\\|") for cell in _claimed(row)]
+        lines.append(f"| {' | '.join(cells)} |")
+    commands = dict.fromkeys(_commands(rows).values())
+    return "\n".join([*lines, "", "```", *commands, "```"])
+
+
+def _claimed(row: Mapping[str, Any]) -> list[str]:
+    cost = "" if row["cost_s"] is None else f"{row['cost_s']:.0f}"
+    paper = f"{row['paper']}, {row['place']}"
+    return [paper, row["claim"], row["paper_number"], row["here"], row["held"], row["data"], cost]
+
+
+def _commands(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    return {row["exploration_id"]: row["command"] for row in rows if row["command"]}
+
+
 def show_analysis(document: Mapping[str, Any]) -> None:
     """The table of an analysis, what it says, and where its files are."""
     rows = [_analysed(row) for row in document["rows"]]
