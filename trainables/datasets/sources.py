@@ -3,6 +3,7 @@
 from trainables.datasets import (
     brain_age,
     cc359,
+    cub200,
     cxr,
     digits,
     leukocytes,
@@ -27,5 +28,6 @@ DATASETS: dict[str, DatasetSource] = {
         leukocytes.SOURCE,
         cxr.SOURCE,
         brain_age.SOURCE,
+        cub200.SOURCE,
     )
 }
