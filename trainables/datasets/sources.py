@@ -2,6 +2,7 @@
 
 from trainables.datasets import (
     brain_age,
+    camus,
     cc359,
     cub200,
     cxr,
@@ -29,5 +30,6 @@ DATASETS: dict[str, DatasetSource] = {
         cxr.SOURCE,
         brain_age.SOURCE,
         cub200.SOURCE,
+        camus.SOURCE,
     )
 }

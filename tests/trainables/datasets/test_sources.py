@@ -23,6 +23,7 @@ def test_sources_are_known_by_their_names():
             "cxr",
             "brain_age",
             "cub200",
+            "camus",
         )
     }
 
