@@ -11,6 +11,7 @@ from trainables.datasets import (
     msd_hippocampus,
     oasis,
     oxford_pets,
+    pandental,
     synthetic,
     wbc,
 )
@@ -31,5 +32,6 @@ DATASETS: dict[str, DatasetSource] = {
         brain_age.SOURCE,
         cub200.SOURCE,
         camus.SOURCE,
+        pandental.SOURCE,
     )
 }

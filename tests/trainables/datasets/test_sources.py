@@ -24,6 +24,7 @@ def test_sources_are_known_by_their_names():
             "brain_age",
             "cub200",
             "camus",
+            "pandental",
         )
     }
 
