@@ -427,6 +427,7 @@ def test_wrong_cost_question_exits_2(call, arguments, message):
 def test_datasets_are_listed(call):
     rows = {row["name"]: row for row in call("datasets", "list", "--json").json}
     assert {"synthetic", "wbc", "oasis", "msd_hippocampus", "cc359"} <= set(rows)
+    assert {"cub200", "camus", "pandental"} <= set(rows)
     assert (rows["synthetic"]["needs_root"], rows["wbc"]["needs_root"]) == (False, True)
     assert "wbc" in call("datasets", "list").out
 

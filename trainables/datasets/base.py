@@ -250,3 +250,28 @@ def require_size(name: str, size: Sequence[int], *, num_axes: tuple[int, ...] = 
     if math.prod(size) > MAX_PIXELS:
         raise InputError(f"dataset {name!r}: size {list(size)} is above {MAX_PIXELS} pixels")
     return tuple(int(length) for length in size)
+
+
+def require_names(
+    name: str, option: str, value: Any, *, known: Sequence[str], at_least: int = 1
+) -> tuple[str, ...]:
+    """The names that an option of a data set lists, separated by commas.
+
+    Args:
+        name: of the data set.
+        option: its name.
+        value: as it was given.
+        known: the names that there are.
+        at_least: how many it must list, one or two.
+
+    Raises:
+        InputError: no text, too few names, one twice, or one that is not known.
+    """
+    names = [each.strip() for each in value.split(",")] if isinstance(value, str) else []
+    if len(names) < at_least or len(set(names)) < len(names) or not set(names) <= set(known):
+        number = {1: "one", 2: "two"}[at_least]
+        raise InputError(
+            f"dataset.options.{option} of {name}: expected {number} or more of {','.join(known)},"
+            f" separated by commas, got {value!r}"
+        )
+    return tuple(names)

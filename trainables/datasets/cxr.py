@@ -50,7 +50,7 @@ from trainables.datasets.files import (
     Pair,
     Sample,
     check_files,
-    decode_image,
+    decode_grey,
     load_files,
     open_listing,
     read_rows,
@@ -172,11 +172,8 @@ def _decode(sample: Sample, image_bytes: bytes, _: bytes, size: Size) -> Pair:
 
 def _picture(path: Path, data: bytes, size: Size, max_pixels: int) -> NDArray[np.float32]:
     """The image (1, *size): grey, its central part of the shape of `size`, resized."""
-    from PIL import Image
-
     # Some files of the releases have colours or transparency, all of them grey.
-    colours = decode_image(path, data, "RGB", max_pixels=max_pixels)
-    grey = np.asarray(Image.fromarray(colours).convert("L"))
+    grey = decode_grey(path, data, max_pixels=max_pixels)
     height, width = grey.shape
     cut = (
         max(1, min(height, round(width * size[0] / size[1]))),

@@ -9,6 +9,7 @@ import csv
 import hashlib
 import io
 import os
+import re
 import struct
 import threading
 import warnings
@@ -42,6 +43,7 @@ MAX_FILE_BYTES = 2**29
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF")
 # catch_warnings changes the whole process, and images are decoded in threads.
 _HEADER_LOCK = threading.Lock()
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?")
 
 Pair: TypeAlias = tuple[NDArray[np.float32], NDArray[np.uint8]]
 
@@ -354,6 +356,26 @@ def read_rows(path: Path) -> list[list[str]]:
         raise InputError(f"{path}: expected a comma-separated table, {error}") from error
 
 
+def attribute_columns(
+    rows: Mapping[str, Mapping[str, str]], ids: Sequence[str]
+) -> dict[str, Column]:
+    """The fields that tell of these images, one column each: numbers where all given ones are.
+
+    Args:
+        rows: fields by id and name; an empty or absent one is unknown.
+        ids: of the images, in their order.
+    """
+    columns: dict[str, Column] = {}
+    for name in dict.fromkeys(name for fields in rows.values() for name in fields):
+        texts = tuple(rows.get(each, {}).get(name, "") for each in ids)
+        given = [text for text in texts if text]
+        if given and all(map(_NUMBER.fullmatch, given)):
+            columns[name] = np.array([float(text) if text else np.nan for text in texts])
+        elif given:
+            columns[name] = texts
+    return columns
+
+
 def decode_image(
     path: Path, data: bytes, mode: Literal["RGB", "L"], *, max_pixels: int = MAX_PIXELS
 ) -> NDArray[np.uint8]:
@@ -393,6 +415,18 @@ def decode_image(
         ) from error
 
 
+def decode_grey(path: Path, data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """The grey values (H, W) of a picture; one with colours or transparency gives its luminance.
+
+    Raises:
+        InputError: as `decode_image` does.
+    """
+    from PIL import Image
+
+    colours = decode_image(path, data, "RGB", max_pixels=max_pixels)
+    return np.asarray(Image.fromarray(colours).convert("L"))
+
+
 def resize_pair(path: Path, image: NDArray[np.uint8], mask: NDArray[np.uint8], size: Size) -> Pair:
     """Pad centrally to the shape of `size` (a square for a square), then resize.
 
@@ -401,7 +435,7 @@ def resize_pair(path: Path, image: NDArray[np.uint8], mask: NDArray[np.uint8], s
 
     Args:
         path: named in messages.
-        image: (H, W, C) colours.
+        image: (H, W, C) colours, or (H, W) grey values.
         mask: (H, W) labels.
         size: (height, width) to return.
 

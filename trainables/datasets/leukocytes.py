@@ -42,6 +42,7 @@ from trainables.datasets.base import (
     DatasetSource,
     ImageDataset,
     Size,
+    require_names,
     require_size,
 )
 from trainables.datasets.files import (
@@ -142,13 +143,7 @@ def check(root: Path) -> DatasetReport:
 
 
 def _class_names(classes: Any) -> tuple[str, ...]:
-    names = [each.strip() for each in classes.split(",")] if isinstance(classes, str) else []
-    if len(names) < 2 or len(set(names)) < len(names) or not set(names) <= set(CLASS_NAMES):
-        raise InputError(
-            "dataset.options.classes of leukocytes: expected two or more of"
-            f" {','.join(CLASS_NAMES)}, separated by commas, got {classes!r}"
-        )
-    return tuple(names)
+    return require_names("leukocytes", "classes", classes, known=CLASS_NAMES, at_least=2)
 
 
 def _class_names_of(options: Mapping[str, Any]) -> tuple[str, ...]:

@@ -38,7 +38,6 @@ from search_spaces.errors import InputError
 from trainables.datasets import oasis_labels
 from trainables.datasets.base import (
     MAX_PIXELS,
-    Column,
     DatasetReport,
     DatasetSource,
     ImageDataset,
@@ -50,6 +49,7 @@ from trainables.datasets.files import (
     Listing,
     Pair,
     Sample,
+    attribute_columns,
     check_files,
     load_files,
     open_listing,
@@ -75,7 +75,6 @@ CLASS_NAMES = ("F", "M")
 AXES = "L-I-A"
 
 _FOLDER = re.compile(r"OASIS_(OAS1_\d{4})_MR\d+")
-_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?")
 
 
 @dataclass(frozen=True)
@@ -332,7 +331,7 @@ def _listing(layout: _Layout, root: Path) -> Listing:
     ]
     samples, more = _samples(layout, folders, people)
     ids = [sample.id for sample in samples]
-    return Listing(root, samples, (*problems, *more), lists, _attributes(people, ids))
+    return Listing(root, samples, (*problems, *more), lists, attribute_columns(people, ids))
 
 
 def _samples(
@@ -394,19 +393,6 @@ def _read_participants(path: Path) -> dict[str, dict[str, str]]:
             )
         people[subject] = fields
     return people
-
-
-def _attributes(people: Mapping[str, Mapping[str, str]], ids: Sequence[str]) -> dict[str, Column]:
-    """The table's columns that tell of these scans: numbers where all given fields are."""
-    columns: dict[str, Column] = {}
-    for name in dict.fromkeys(name for fields in people.values() for name in fields):
-        texts = tuple(people.get(scan, {}).get(name, "") for scan in ids)
-        given = [text for text in texts if text]
-        if given and all(map(_NUMBER.fullmatch, given)):
-            columns[name] = np.array([float(text) if text else np.nan for text in texts])
-        elif given:
-            columns[name] = texts
-    return columns
 
 
 def _read_labels(layout: _Layout, path: Path) -> tuple[str, ...]:

@@ -2,13 +2,16 @@
 
 from trainables.datasets import (
     brain_age,
+    camus,
     cc359,
+    cub200,
     cxr,
     digits,
     leukocytes,
     msd_hippocampus,
     oasis,
     oxford_pets,
+    pandental,
     synthetic,
     wbc,
 )
@@ -27,5 +30,8 @@ DATASETS: dict[str, DatasetSource] = {
         leukocytes.SOURCE,
         cxr.SOURCE,
         brain_age.SOURCE,
+        cub200.SOURCE,
+        camus.SOURCE,
+        pandental.SOURCE,
     )
 }

@@ -110,3 +110,14 @@ def test_sizes_of_another_kind_are_refused(size):
 def test_gigantic_size_is_refused():
     with pytest.raises(InputError, match="above 64000000 pixels"):
         base.require_size("made", (10_000, 10_000))
+
+
+def test_names_of_an_option_keep_their_order():
+    assert base.require_names("made", "parts", "b, a", known=("a", "b", "c")) == ("b", "a")
+
+
+@pytest.mark.parametrize("value", ["", "a,,b", "a,a", "d", 1, None])
+def test_names_of_an_option_are_known_and_differ(value):
+    message = rf"options\.parts of made: expected one or more of a,b, separated .*got {value!r}"
+    with pytest.raises(InputError, match=message):
+        base.require_names("made", "parts", value, known=("a", "b"))

@@ -10,7 +10,7 @@ from PIL import Image
 
 from search_spaces.errors import InputError
 from trainables.datasets import files
-from trainables.datasets.files import decode_image
+from trainables.datasets.files import attribute_columns, decode_grey, decode_image
 
 
 def encode(array, kind="PNG"):
@@ -124,3 +124,22 @@ def test_digest_of_files_covers_names_size_and_content_but_not_the_order_or_the_
         files.digest_files("made", (4, 5), root, [(root / "a/3.png", "11"), hashes[1]]),
     ]
     assert len({digest, *others}) == 5
+
+
+def test_pictures_in_colour_give_grey_values():
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    for mode in ("L", "RGB", "LA", "RGBA"):
+        stream = io.BytesIO()
+        Image.fromarray(grey).convert(mode).save(stream, "PNG")
+        np.testing.assert_array_equal(decode_grey(Path("x"), stream.getvalue()), grey)
+    with pytest.raises(InputError, match=r"a\.png: more than 100 pixels"):
+        decode_grey(Path("a.png"), encode(grey), max_pixels=100)
+
+
+def test_columns_of_attributes_are_numbers_where_all_given_fields_are():
+    rows = {"a": {"age": "71.5", "site": "1", "code": "007"}, "c": {"site": "x", "empty": ""}}
+    columns = attribute_columns(rows, ("c", "b", "a"))
+    assert set(columns) == {"age", "site", "code"}
+    np.testing.assert_array_equal(columns["age"], [np.nan, np.nan, 71.5])
+    assert columns["site"] == ("x", "", "1")
+    assert columns["code"] == ("", "", "007")

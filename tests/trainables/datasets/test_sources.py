@@ -22,6 +22,9 @@ def test_sources_are_known_by_their_names():
             "leukocytes",
             "cxr",
             "brain_age",
+            "cub200",
+            "camus",
+            "pandental",
         )
     }
 
