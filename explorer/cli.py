@@ -92,7 +92,8 @@ def run(
     """Train, explore, test, compare and track a spec; print the exploration's id.
 
     Presets: demo, sshn-wbc, sshn-wbc-levels, sshn-wbc-factors, sshn-wbc-prior-width,
-    sshn-wbc-small-phi, sshn-oasis, sshn-oasis-registration, sshn-pets, hypermorph-demo,
+    sshn-wbc-small-phi, sshn-oasis, sshn-oasis-factors, sshn-oasis-registration,
+    sshn-pandental, sshn-camus, sshn-pets, sshn-cub200, hypermorph-demo,
     hypermorph-contrasts, hypermorph-oasis2d, hypermorph-oasis2d-lambda-gamma,
     hypermorph-oasis2d-lambda-ncc, hypermorph-hippocampus, hypermorph-oasis3d,
     hypermorph-authors, spottunet-demo, spottunet-wbc, spottunet-cc359, hyda-demo,
