@@ -24,7 +24,7 @@ from trainables.datasets.domains import by_domain, folds_of, with_parts
 from trainables.datasets.files import read_bytes
 from trainables.datasets.pairs import draw_pairs, read_pairs
 from trainables.generalization import Generalization
-from trainables.mapped import Mapped
+from trainables.mapped import mapped
 from trainables.memory import whole_bytes
 
 SHARE_OF_MEMORY = 0.25
@@ -137,20 +137,25 @@ def _stays_in_file(spec: ExplorationSpec, dataset: ImageDataset) -> bool:
 
 
 def _rows(array: Any, rows: NDArray[np.int64], stays: bool) -> Any:
-    return Mapped(array, rows) if stays and isinstance(array, np.memmap) else array[rows]
+    in_file = mapped(array, rows) if stays else None
+    return array[rows] if in_file is None else in_file
 
 
 def whole_of(spec: ExplorationSpec, dataset: ImageDataset) -> Arrays:
     """All images of a data set, or pairs of them, as one part."""
-    if method_of(spec, spec.method).task != "registration":
-        return Arrays(dataset.images, dataset.masks)
     every = {"val": np.arange(len(dataset.images))}
+    images, masks = (
+        _rows(own, every["val"], stays=isinstance(own, np.memmap))  # not to be written to
+        for own in (dataset.images, dataset.masks)
+    )
+    if method_of(spec, spec.method).task != "registration":
+        return Arrays(images, masks)
     section = spec.registration
     domains = dataset.domains if section.across_domains else None
     pairs = draw_pairs(
         every, num_pairs=section.num_pairs, seed=spec.dataset.split_seed, domains=domains
     )
-    return Arrays(dataset.images, dataset.masks, pairs["val"])
+    return Arrays(images, masks, pairs["val"])
 
 
 def candidates_of(spec: ExplorationSpec, dataset: ImageDataset) -> Candidates:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,37 @@ from search_spaces.errors import InputError
 
 
 class Mapped:
-    """Some rows of an array in a `.npy` file; it indexes as an array does and is pickled as place.
+    """Some rows of an array in a `.npy` file; they index as an array does.
+
+    The file is opened when it is first needed: what is sent to another process is its path.
 
     Args:
-        array: mapped from a whole file.
-        rows: (n,) indices of it.
+        path: of the file, which stands for one content.
+        rows: (n,) indices of its array.
     """
 
-    def __init__(self, array: np.memmap[Any, Any], rows: NDArray[np.int64]) -> None:
-        self.array, self.rows = array, rows
+    def __init__(self, path: Path, rows: NDArray[np.int64]) -> None:
+        self.path, self.rows = path, rows
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "rows": self.rows}
+
+    @cached_property
+    def array(self) -> NDArray[Any]:
+        """The whole array of the file.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        try:
+            array: NDArray[Any] = np.load(self.path, mmap_mode="r")
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(
+                f"{self.path}: cannot be read ({error}); decoded images of more than "
+                f"dataset.memory_bytes must lie on every machine that trains until it has: set "
+                f"EXPLORER_CACHE_DIR to a folder that all of them share"
+            ) from error
+        return array
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -33,8 +56,7 @@ class Mapped:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        dtype: np.dtype[Any] = self.array.dtype
-        return dtype
+        return self.array.dtype
 
     @property
     def nbytes(self) -> int:
@@ -46,7 +68,7 @@ class Mapped:
     def __getitem__(self, rows: Any) -> NDArray[Any]:
         """Read rows, by whatever indexes the first axis of an array."""
         chosen = rows if isinstance(rows, slice | int) else np.asarray(rows)
-        return np.asarray(self.array[self.rows[chosen]])
+        return np.array(self.array[self.rows[chosen]])
 
     def __iter__(self) -> Iterator[NDArray[Any]]:
         return (self[index] for index in range(len(self)))
@@ -56,25 +78,14 @@ class Mapped:
 
     def select(self, rows: Any) -> Mapped:
         """Some of these rows, still in the file."""
-        return Mapped(self.array, self.rows[rows])
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        path = Path(str(self.array.filename))
-        return _opened, (str(path), path.stat().st_mtime_ns, self.rows)
+        return Mapped(self.path, self.rows[rows])
 
 
-def _opened(name: str, changed_ns: int, rows: NDArray[np.int64]) -> Mapped:
-    path = Path(name)
-    try:
-        if path.stat().st_mtime_ns == changed_ns:
-            return Mapped(np.load(path, mmap_mode="c", allow_pickle=False), rows)
-        told = "was written again since this work began"
-    except OSError as error:
-        told = f"cannot be read ({error.strerror})"
-    raise InputError(
-        f"{path}: {told}; decoded images of more than dataset.memory_bytes must lie, unchanged, "
-        f"on every machine that trains: set EXPLORER_CACHE_DIR to a folder that all of them share"
-    )
+def mapped(array: NDArray[Any], rows: NDArray[np.int64]) -> Mapped | None:
+    """Rows of an array that is mapped from a whole file; None of one that is not."""
+    if not isinstance(array, np.memmap) or isinstance(array.base, np.ndarray):
+        return None
+    return Mapped(Path(str(array.filename)), rows)
 
 
 def selected(array: Any, rows: Any) -> Any:

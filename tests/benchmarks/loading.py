@@ -19,7 +19,7 @@ from trainables.datasets import oxford_pets, wbc
 from trainables.datasets.base import ImageDataset
 from trainables.datasets.cache import VARIABLE
 from trainables.loading import Loader
-from trainables.mapped import Mapped
+from trainables.mapped import mapped
 from trainables.methods import TRAINABLES
 from trainables.scale_space import SegmentationModel
 from trainables.train_loop import draw
@@ -88,12 +88,9 @@ def _waiting(dataset: ImageDataset, width: int) -> dict[str, Any]:
     optimizer = torch.optim.Adam(module.parameters(), fused=True)
     rows = np.random.default_rng(0).permutation(np.arange(len(dataset)).repeat(2))
     images, masks = dataset.images, dataset.masks
-    assert isinstance(images, np.memmap)
-    assert isinstance(masks, np.memmap)
-    everything = np.arange(len(dataset))
-    loader = Loader(
-        Arrays(Mapped(images, everything), Mapped(masks, everything)), torch.device("cpu")
-    )
+    in_files = [mapped(own, np.arange(len(dataset))) for own in (images, masks)]
+    assert None not in in_files
+    loader = Loader(Arrays(*in_files), torch.device("cpu"))  # type: ignore[arg-type]
     order = (
         (step, torch.from_numpy(rows[step * BATCH_SIZE % len(dataset) :][:BATCH_SIZE]))
         for step in range(NUM_STEPS)

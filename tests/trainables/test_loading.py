@@ -30,7 +30,7 @@ def both(tmp_path):
     np.save(tmp_path / "images.npy", images)
     np.save(tmp_path / "masks.npy", masks)
     rows = {"train": rng.permutation(20)[:13], "val": np.array([0, 19, 7])}
-    in_files = [np.load(tmp_path / f"{name}.npy", mmap_mode="c") for name in ("images", "masks")]
+    in_files = [tmp_path / f"{name}.npy" for name in ("images", "masks")]
     return (
         {name: Arrays(images[own], masks[own]) for name, own in rows.items()},
         {name: Arrays(*(Mapped(x, own) for x in in_files)) for name, own in rows.items()},

@@ -1,14 +1,16 @@
 """Decoded images on the disk, to be mapped into memory: each file is decoded once.
 
-`EXPLORER_CACHE_DIR`, by default `pareto-explorer` below the user's cache folder, holds a folder per
-data folder, way of decoding and size. Its `files.json` keeps size and time of last change of every
-file that was read: where one of them differs, or there are others, all are decoded again. An empty
-`EXPLORER_CACHE_DIR` keeps nothing. A cache folder may be deleted at any time.
+`EXPLORER_CACHE_DIR`, by default `pareto-explorer` below the user's cache folder, holds a folder for
+each choice of files, way of decoding and size. Its `files.json` keeps size and times of every file
+that was read: where one of them differs, all are decoded again. The images are in a folder named by
+the digest of what was read, so that a path stands for one content. Folders that nobody has used for
+30 days are removed when something is decoded; all of it may be deleted at any time. An empty
+`EXPLORER_CACHE_DIR` keeps nothing.
 """
 
 from __future__ import annotations
 
-import errno
+import fcntl
 import functools
 import hashlib
 import inspect
@@ -19,8 +21,10 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +35,9 @@ from search_spaces.errors import RunError
 from trainables.datasets.base import Size
 
 VARIABLE = "EXPLORER_CACHE_DIR"
-_TEMPORARY, _OLD_S = "unfinished_", 86400.0
+UNUSED_S = 30 * 86400.0
+_UNFINISHED, _UNFINISHED_S = "unfinished_", 86400.0
+_LIBRARIES = ("nibabel", "numpy", "pillow", "pydicom", "scipy", "torch")
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,60 +62,73 @@ class Kept:
     """Where the decoded images of some files lie, or will.
 
     Attributes:
-        folder: with `images.npy`, `masks.npy` and `files.json`.
-        files: name below the data folder, bytes and time of last change of each.
+        folder: with `files.json`, and a folder with `images.npy` and `masks.npy`.
+        files: bytes and times of last change of each, in the order in which they are listed.
     """
 
     folder: Path
-    files: list[list[Any]] = field(repr=False)
+    files: list[list[int]] = field(repr=False)
 
-    def read(self) -> Decoded | None:
-        """What was kept of the files as they are now, mapped; changes to it are not written."""
+    def decoded(self, decode: Callable[[Allocate], Decoded]) -> Decoded:
+        """What is kept of the files as they are now, mapped to be read; decoded if it must be.
+
+        One process decodes; others that want the same wait for it.
+
+        Raises:
+            RunError: images cannot be kept.
+        """
         try:
-            told = json.loads((self.folder / "files.json").read_text())
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with _locked(self.folder / "lock"):
+                found = self._read()
+                if found is None:
+                    _remove_unused(self.folder.parent)
+                    self._decode(decode)
+                    found = self._read()
+        except OSError as error:
+            raise RunError(
+                f"{self.folder}: decoded images cannot be kept there ({error.strerror}); set "
+                f"{VARIABLE} to a folder with room, or to nothing to keep none"
+            ) from error
+        if found is None:
+            raise RunError(
+                f"{self.folder}: what was decoded a moment ago is gone; run again, or set "
+                f"{VARIABLE} to nothing to keep none"
+            )
+        return found
+
+    def _read(self) -> Decoded | None:
+        table = self.folder / "files.json"
+        try:
+            told = json.loads(table.read_text())
             if told["files"] != self.files:
                 return None
             images, masks = (
-                np.load(self.folder / f"{name}.npy", mmap_mode="c", allow_pickle=False)
+                np.load(self.folder / told["digest"] / f"{name}.npy", mmap_mode="r")
                 for name in ("images", "masks")
             )
+            os.utime(table)
             return Decoded(tuple(told["ids"]), images, masks, told["digest"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        except (FileNotFoundError, ValueError, KeyError, TypeError, EOFError):
+            return None  # not there, or damaged
 
-    def decoded_anew(self, decode: Callable[[Allocate], Decoded]) -> Decoded:
-        """Decode into files; only when all are there do they take the place of earlier ones.
-
-        Raises:
-            RunError: they cannot be written.
-        """
+    def _decode(self, decode: Callable[[Allocate], Decoded]) -> None:
+        """Only when all images are there do they take the place of earlier ones."""
+        folder = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=self.folder))
         try:
-            self.folder.parent.mkdir(parents=True, exist_ok=True)
-            _remove_unfinished(self.folder.parent)
-            folder = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=self.folder.parent))
-            try:
-                decoded = decode(functools.partial(_mapped, folder))
-                told = {"files": self.files, "ids": decoded.ids, "digest": decoded.digest}
-                (folder / "files.json").write_text(json.dumps(told))
-                self._replace(folder)
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
-        except OSError as error:
-            raise RunError(
-                f"{self.folder.parent}: decoded images cannot be kept there ({error.strerror}); "
-                f"set {VARIABLE} to a folder with room, or to nothing to keep none"
-            ) from error
-        return self.read() or decoded
-
-    def _replace(self, folder: Path) -> None:
-        if self.folder.exists():  # who has mapped the earlier files keeps them
-            self.folder.rename(folder / "earlier")
-        try:
-            folder.rename(self.folder)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another process was faster
-                raise
-        shutil.rmtree(self.folder / "earlier", ignore_errors=True)
+            decoded = decode(functools.partial(_mapped, folder))
+            target = self.folder / decoded.digest
+            shutil.rmtree(target, ignore_errors=True)  # the same content, or damaged
+            folder.rename(target)
+            told = {"files": self.files, "ids": decoded.ids, "digest": decoded.digest}
+            written = self.folder / "files.new"
+            written.write_text(json.dumps(told))
+            written.replace(self.folder / "files.json")
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        for other in self.folder.iterdir():  # who has mapped the earlier files keeps them
+            if other.is_dir() and other != target and not other.name.startswith(_UNFINISHED):
+                shutil.rmtree(other, ignore_errors=True)
 
 
 # (name, shape, type of the numbers) -> an array of that shape
@@ -139,19 +158,22 @@ def kept(
     parent = cache_folder()
     if parent is None:
         return None
-    key = repr([str(root.resolve()), size, num_each, _described(decode), _code_digest()])
-    listed = [[path.relative_to(root).as_posix(), *_state(path)] for path in files]
+    names = [path.relative_to(root).as_posix() for path in files]
+    way = [_described(decode), _code_digest(), _versions()]
+    key = repr([str(root.resolve()), names, size, num_each, way])
     folder = parent / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    return Kept(folder, listed)
+    return Kept(folder, [_state(path) for path in files])
 
 
 def cache_folder() -> Path | None:
-    """Where decoded images are kept; None: nowhere."""
+    """Where decoded images are kept; None: nowhere, also where the user has no folder."""
     chosen = os.environ.get(VARIABLE)
     if chosen is not None:
         return Path(chosen).expanduser() if chosen else None
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser() / "pareto-explorer"
+    with suppress(RuntimeError):
+        return Path(home).expanduser() / "pareto-explorer"
+    return None
 
 
 def in_memory(name: str, shape: Sequence[int], dtype: Any) -> NDArray[Any]:
@@ -174,8 +196,8 @@ def _state(path: Path) -> list[int]:
     try:
         found = path.stat()
     except OSError:
-        return [-1, 0]  # whoever reads it says what is wrong
-    return [found.st_size, found.st_mtime_ns]
+        return [-1, 0, 0]  # whoever reads it says what is wrong
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
 
 
 def _described(decode: Any) -> str:
@@ -200,12 +222,28 @@ def _code_digest() -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
 
 
-def _remove_unfinished(parent: Path) -> None:
-    """Remove what processes that were killed have left behind."""
-    for folder in parent.glob(f"{_TEMPORARY}*"):
-        try:
-            is_old = time.time() - folder.stat().st_mtime > _OLD_S
-        except OSError:
-            continue
-        if is_old:
-            shutil.rmtree(folder, ignore_errors=True)
+@functools.cache
+def _versions() -> str:
+    found = []
+    for name in _LIBRARIES:
+        with suppress(metadata.PackageNotFoundError):
+            found.append(f"{name} {metadata.version(name)}")
+    return ", ".join(found)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _remove_unused(parent: Path) -> None:
+    """Remove what nobody has used for long, and what processes that were killed left behind."""
+    now = time.time()
+    for pattern, age_s in (("*/files.json", UNUSED_S), (f"*/{_UNFINISHED}*", _UNFINISHED_S)):
+        for path in parent.glob(pattern):
+            with suppress(OSError):
+                if now - path.stat().st_mtime > age_s:
+                    old = path.parent if path.name == "files.json" else path
+                    shutil.rmtree(old, ignore_errors=True)

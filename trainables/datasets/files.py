@@ -166,7 +166,7 @@ def load_stacks(
     paths = [*listing.lists, *(path for sample in listing.samples for path in _paths(sample))]
     place = kept(name, listing.root, paths, decode, size=size, num_each=num_each)
     work = partial(_decoded, name, listing, decode, num_each, size)
-    decoded = work(in_memory) if place is None else place.read() or place.decoded_anew(work)
+    decoded = work(in_memory) if place is None else place.decoded(work)
     samples = [sample for sample in listing.samples for _ in range(num_each)]
     return ImageDataset(
         name=name,

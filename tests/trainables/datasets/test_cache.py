@@ -2,8 +2,12 @@ import errno
 import os
 import pickle
 import shutil
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +16,9 @@ from PIL import Image
 from search_spaces.errors import InputError, RunError
 from trainables.datasets import cache, files, wbc
 from trainables.datasets.files import Listing, Sample
-from trainables.mapped import Mapped
+from trainables.mapped import mapped
 
+ROOT = Path(__file__).parents[3]
 SIZE = (8, 8)
 
 
@@ -75,24 +80,24 @@ def test_files_are_decoded_once(root, place, decoded, monkeypatch):
     assert [path.name.rpartition("-")[0] for path in place.iterdir()] == ["wbc"]
 
 
-def test_what_is_done_to_the_images_stays_in_memory(root, place, decoded):
+def test_kept_images_cannot_be_written_to(root, place):
     first = wbc.load(root, size=SIZE)
-    before = np.array(first.images)
-    first.images[:] = 0
-    np.testing.assert_array_equal(wbc.load(root, size=SIZE).images, before)
-    assert len(decoded) == 12
+    with pytest.raises(ValueError, match="read-only"):
+        first.images[:] = 0
 
 
-@pytest.mark.parametrize("change", ["content", "time", "another", "fewer", "list"])
+@pytest.mark.parametrize("change", ["content", "time", "replaced", "another", "fewer", "list"])
 def test_changed_files_are_noticed(root, place, decoded, change):
     before = wbc.load(root, size=SIZE)
     path = root / "Dataset 1" / "002.bmp"
+    state = path.stat()
     if change == "content":
-        state = path.stat()
         write_picture(path, np.random.default_rng(7))
-        os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns + 1))
     elif change == "time":
         os.utime(path, ns=(0, 0))
+    elif change == "replaced":  # by one of the same size, with its times, as rsync does
+        write_picture(path, np.random.default_rng(7))
+        os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
     elif change == "another":
         for suffix in ("bmp", "png"):
             shutil.copy(root / "Dataset 1" / f"001.{suffix}", root / "Dataset 1" / f"009.{suffix}")
@@ -104,7 +109,21 @@ def test_changed_files_are_noticed(root, place, decoded, change):
     after = wbc.load(root, size=SIZE)
     assert len(decoded) > 12
     assert (after.digest == before.digest) == (change == "time")
-    assert len(list(place.iterdir())) == 1
+    count = len(decoded)
+    require_equal(after, wbc.load(root, size=SIZE))
+    assert len(decoded) == count
+    for folder in place.iterdir():  # of every choice of files one content
+        assert len([path for path in folder.iterdir() if path.is_dir()]) == 1
+
+
+def test_choices_of_files_are_kept_apart(root, place, decoded):
+    wbc.load(root, size=SIZE)
+    pictures = root / "Dataset 2" / "003.bmp", root / "Dataset 2" / "003.png"
+    for path in pictures:
+        path.rename(root / path.name)
+    wbc.load(root, size=SIZE)
+    assert len(decoded) == 22
+    assert len(list(place.iterdir())) == 2
 
 
 def test_sizes_and_folders_are_kept_apart(root, place, decoded, tmp_path):
@@ -146,7 +165,7 @@ def test_intensities_are_looked_at_before_they_are_kept(root, place):
             files.load_files(
                 "any", listing, partial(grey, value), size=SIZE, labels=(), domain_names=("a",)
             )
-    assert list(place.iterdir()) == []
+    assert not list(place.glob("*/*/*"))
 
 
 @pytest.mark.parametrize("name", ["images.npy", "masks.npy", "files.json"])
@@ -156,7 +175,7 @@ def test_a_damaged_cache_is_decoded_again(root, place, decoded, name, damage):
     # who still maps a file that is cut dies
     first = replace(mapped, images=np.array(mapped.images), masks=np.array(mapped.masks))
     del mapped
-    (path,) = place.glob(f"wbc-*/{name}")
+    (path,) = place.glob(f"wbc-*/**/{name}")
     if damage == "missing":
         path.unlink()
     elif damage == "cut":
@@ -170,34 +189,62 @@ def test_a_damaged_cache_is_decoded_again(root, place, decoded, name, damage):
 
 
 def test_a_failed_decoding_leaves_nothing_and_takes_nothing(root, place, decoded):
-    first = wbc.load(root, size=SIZE)
+    wbc.load(root, size=SIZE)
+    before = sorted(place.glob("**/*.npy"))
     path = root / "Dataset 2" / "003.bmp"
-    whole = path.read_bytes()
-    state = path.stat()
-    path.write_bytes(whole[:100])
+    path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(InputError, match=r"003\.bmp: expected a complete"):
         wbc.load(root, size=SIZE)
-    assert len(list(place.iterdir())) == 1
-    path.write_bytes(whole)
-    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
-    count = len(decoded)
-    require_equal(first, wbc.load(root, size=SIZE))
-    assert len(decoded) == count
+    assert sorted(place.glob("**/*.npy")) == before
+    assert not list(place.glob("*/unfinished_*"))
 
 
-def test_leftovers_of_killed_processes_are_removed(root, place):
-    for name, age_s in (("unfinished_old", 2 * 86400), ("unfinished_new", 0)):
-        (place / name).mkdir(parents=True)
-        now = (place / name).stat().st_mtime
-        os.utime(place / name, (now - age_s, now - age_s))
+def test_what_nobody_uses_is_removed(root, place):
     wbc.load(root, size=SIZE)
-    assert not (place / "unfinished_old").exists()
-    assert (place / "unfinished_new").exists()
+    (used,) = place.iterdir()
+    for name, age_s in (("wbc-old", 31), ("wbc-new", 29)):
+        (place / name).mkdir()
+        (place / name / "files.json").write_text("{}")
+        then = time.time() - 86400 * age_s
+        os.utime(place / name / "files.json", (then, then))
+    for name, age_s in (("unfinished_old", 2 * 86400), ("unfinished_new", 0)):
+        (used / name).mkdir()
+        then = time.time() - age_s
+        os.utime(used / name, (then, then))
+    then = time.time() - 86400 * 31
+    os.utime(used / "files.json", (then, then))
+    wbc.load(root, size=SIZE)  # is a use
+    wbc.load(root, size=(9, 9))
+    assert used.exists()
+    assert not (place / "wbc-old").exists()
+    assert (place / "wbc-new").exists()
+    assert not (used / "unfinished_old").exists()
+    assert (used / "unfinished_new").exists()
+
+
+def test_processes_that_want_the_same_decode_once(root, place):
+    """Others wait for the first and read what it has kept."""
+    script = (
+        "import sys\n"
+        "from trainables.datasets import files, wbc\n"
+        "decode = wbc.decode_image\n"
+        "names = []\n"
+        "wbc.decode_image = lambda path, *a, **o: (names.append(path), decode(path, *a, **o))[1]\n"
+        f"wbc.load({str(root)!r}, size={SIZE})\n"
+        "print(len(names))\n"
+    )
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT
+        )
+        for _ in range(2)
+    ]
+    assert sorted(one.communicate()[0].strip() for one in started) == ["0", "12"]
 
 
 def test_a_folder_that_cannot_be_written_is_told(root, place, monkeypatch):
     place.write_text("a file")
-    with pytest.raises(RunError, match=rf"cache: decoded images cannot .*{cache.VARIABLE}"):
+    with pytest.raises(RunError, match=rf"wbc-\w+: decoded images cannot .*{cache.VARIABLE}"):
         wbc.load(root, size=SIZE)
     place.unlink()
 
@@ -207,7 +254,18 @@ def test_a_folder_that_cannot_be_written_is_told(root, place, monkeypatch):
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(RunError, match=r"\(No space left on device\); set"):
         wbc.load(root, size=SIZE)
-    assert list(place.iterdir()) == []
+    assert not list(place.glob("**/*.npy"))
+
+
+def test_memory_that_cannot_be_mapped_is_told(root, place, monkeypatch):
+    wbc.load(root, size=SIZE)
+
+    def refused(*_, **__):
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(np, "load", refused)
+    with pytest.raises(RunError, match=r"\(Cannot allocate memory\)"):
+        wbc.load(root, size=SIZE)
 
 
 def test_the_default_folder_is_the_users(monkeypatch, tmp_path):
@@ -218,29 +276,39 @@ def test_the_default_folder_is_the_users(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache.cache_folder() == tmp_path / ".cache" / "pareto-explorer"
 
+    def nobody(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(type(tmp_path), "expanduser", nobody)
+    assert cache.cache_folder() is None
+
 
 def test_mapped_rows_index_as_an_array_does(root, place):
     whole = wbc.load(root, size=SIZE).images
     rows = np.array([4, 1, 3])
-    mapped, array = Mapped(whole, rows), np.array(whole[rows])
-    assert (mapped.shape, mapped.ndim, mapped.dtype) == (array.shape, array.ndim, array.dtype)
-    assert (len(mapped), mapped.nbytes) == (len(array), array.nbytes)
+    own, array = mapped(whole, rows), np.array(whole[rows])
+    assert (own.shape, own.ndim, own.dtype) == (array.shape, array.ndim, array.dtype)
+    assert (len(own), own.nbytes) == (len(array), array.nbytes)
     for index in (slice(None), slice(1, None, 2), 2, [2, 0], np.array([[0, 1], [2, 2]])):
-        np.testing.assert_array_equal(mapped[index], array[index])
-    np.testing.assert_array_equal(np.stack(list(mapped)), array)
-    np.testing.assert_array_equal(mapped.select(slice(1, None))[:], array[1:])
-    np.testing.assert_array_equal(np.asarray(mapped), array)
+        np.testing.assert_array_equal(own[index], array[index])
+        assert own[index].flags.writeable
+    np.testing.assert_array_equal(np.stack(list(own)), array)
+    np.testing.assert_array_equal(own.select(slice(1, None))[:], array[1:])
+    np.testing.assert_array_equal(np.asarray(own), array)
+    assert mapped(array, rows) is None
+    assert mapped(whole[1:], rows) is None
 
 
 def test_mapped_rows_are_sent_as_their_place(root, place):
-    mapped = Mapped(wbc.load(root, size=SIZE).images, np.arange(6).repeat(1000))
-    sent = pickle.dumps(mapped)
-    assert len(sent) < mapped.nbytes / 10
-    np.testing.assert_array_equal(pickle.loads(sent)[7:9], mapped[7:9])
+    whole = wbc.load(root, size=SIZE).images
+    own = mapped(whole, np.arange(6).repeat(1000))
+    expected = own[7:9]
+    sent = pickle.dumps(own)
+    assert len(sent) < own.nbytes / 10
+    np.testing.assert_array_equal(pickle.loads(sent)[7:9], expected)
     write_picture(root / "Dataset 1" / "001.bmp", np.random.default_rng(3))
     wbc.load(root, size=SIZE)
-    with pytest.raises(InputError, match=r"images\.npy: was written again since"):
-        pickle.loads(sent)
-    shutil.rmtree(place)
-    with pytest.raises(InputError, match=r"images\.npy: cannot be read \(No such file"):
-        pickle.loads(sent)
+    np.testing.assert_array_equal(own[7:9], expected)  # is still mapped
+    late = pickle.loads(sent)
+    with pytest.raises(InputError, match=r"images\.npy: cannot be read \(.*No such file.*share"):
+        late[7:9]
