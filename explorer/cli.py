@@ -440,31 +440,35 @@ def report(
 ) -> None:
     """Hold what the papers claim against what was found here: number, spread, cost, held or not.
 
-    Of explorations, or of files that explorer frontier ID --compare --json or explorer analyze ID
-    NAME --json printed. A claim held ("yes") where the whole spread is on its side; "no" where it
-    is on the other; else the two are "not separated". Examples:
+    Of explorations, which are analyzed for it (minutes), or of files that explorer frontier ID
+    --compare --json or explorer analyze ID NAME --json printed. A claim held ("yes") where the
+    whole spread is on its side; "no" where it is on the other; else the two are "not separated". For
+    example:
 
         explorer report sshn-wbc-1
 
-        explorer report results/*.json --markdown
+        explorer report front.json domains.json --markdown
     """
+    if markdown and as_json:
+        raise InputError("--markdown and --json: expected one of them")
     rows: list[dict[str, Any]] = []
     with stdout_to_stderr():
+        progress = ProgressReport()
         for source in sources or _finished(runs_dir):
             if source.endswith(".json"):
                 rows += rows_of(read_json(Path(source)), source)
-            else:
-                exploration = open_exploration(source, runs_dir)
-                if (status := exploration.state["status"]) != "finished":
-                    raise InputError(
-                        f"{source} is {status}: report on it once explorer resume {source} has "
-                        f"finished it"
-                    )
-                rows += documents.reported(exploration)
-    if markdown and not as_json:
+                continue
+            exploration = open_exploration(source, runs_dir)
+            if (status := exploration.state["status"]) != "finished":
+                raise InputError(
+                    f"{source} is {status}: report on it once explorer resume {source} has "
+                    f"finished it"
+                )
+            rows += documents.reported(exploration, progress)
+    if markdown:
         typer.echo(report_in_markdown(rows))
-        return
-    print_document(rows, as_json, lambda: show_report(rows))
+    else:
+        print_document(rows, as_json, lambda: show_report(rows))
 
 
 def _finished(runs_dir: str | None) -> list[str]:

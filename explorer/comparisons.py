@@ -272,7 +272,7 @@ def compare(
     difference on test, and chosen on validation the iso-accuracy saving and the iso-cost gain,
     where the last objective is a cost, which front dominates how much of the other, and, each
     at its best setting on validation, whether it is significantly better on test.
-    `ref_point` holds losses.
+    `ref_point` holds losses; `ranges` are those of the paired difference.
     """
     costs = method_costs(columns)
     quality, cost = objectives[0], objectives[-1]
@@ -305,6 +305,7 @@ def compare(
         "objectives": [asdict(objective) for objective in objectives],
         "ref_point": dict(zip([o.name for o in objectives], ref_point.tolist(), strict=True)),
         "methods": methods,
+        "ranges": {name: list(ends) for name, ends in ranges.items()},
         "paired_on_test": [asdict(difference) for difference in differences],
         "significance_on_test": []
         if samples is None

@@ -9,6 +9,7 @@ from explorer.claims import FRONT, documents_for, rows_of
 from explorer.exploration import Exploration
 from explorer.places import Place
 from explorer.points import Point
+from explorer.progress import ProgressReport
 from explorer.queries import Answer
 from search_spaces.errors import InputError
 from search_spaces.space import Config
@@ -86,14 +87,14 @@ def analyzed(
     }
 
 
-def reported(exploration: Exploration) -> Iterator[dict[str, Any]]:
+def reported(exploration: Exploration, progress: ProgressReport) -> Iterator[dict[str, Any]]:
     """Rows of `explorer report`, of what one finished exploration says of the papers' claims.
 
-    Raises:
-        InputError: its files are damaged.
+    What it cannot say, since it did not measure it or its data are gone, `progress` is told.
     """
     known = exploration.analyses()
     for name in documents_for(exploration.spec.method, list(known)):
+        progress.say(f"{exploration.id}: {name}")
         try:
             if name == FRONT:
                 status = exploration.state["status"]
@@ -101,9 +102,11 @@ def reported(exploration: Exploration) -> Iterator[dict[str, Any]]:
                 document["comparison"] = exploration.compare()
             else:
                 document = analyzed(exploration, name, *exploration.analyze(name))
-        except InputError:
-            continue  # this exploration did not measure what it takes
-        yield from rows_of(document, exploration.id)
+            rows = list(rows_of(document, exploration.id))
+        except InputError as error:
+            progress.say(f"left out: {name} of {exploration.id}: {error}")
+            continue
+        yield from rows
 
 
 def answered(

@@ -48,9 +48,9 @@ def test_a_claim_is_held_against_the_interval(low, high, held):
         "one SSHN is more accurate than a network trained for each φ"
     ]
     assert row["held"] == held
-    assert row["paper_number"] == "+2.7 points (mean of eleven φ)"
-    assert row["here"].startswith("+20.00 points (")
-    assert row["here"].endswith("of Dice at 11 settings, 80 images, 1 seed")
+    assert row["paper_number"] == "+2.7 points (11 φ)"
+    assert row["here"].startswith("+20.00 points (95 %: ")
+    assert row["here"].endswith("of Dice over 11 settings; 80 images, 1 seed")
     assert (row["data"], row["cost_s"]) == ("wbc, 64 x 64", 50.0)
     assert (row["exploration_id"], row["command"]) == ("a-1", "explorer run sshn-wbc")
 
@@ -58,10 +58,7 @@ def test_a_claim_is_held_against_the_interval(low, high, held):
 def test_what_was_not_compared_has_no_row():
     whole = found(front(0.2, 0.1, 0.3))
     assert "one SSHN is more accurate than FiLM" not in whole
-    assert "the quality of the best Fixed network for at least 40 % less" not in whole
-    alone = front(0.2, 0.1, 0.3)
-    del alone["comparison"]
-    assert found(alone) == {}
+    assert "it reaches the quality of the best network trained for one φ at less cost" not in whole
     assert found(front(0.2, None, None)).keys() == whole.keys() - {
         "one SSHN is more accurate than a network trained for each φ"
     }
@@ -75,6 +72,37 @@ def test_other_data_are_held_against_the_range_over_the_papers():
     assert camus == 11
 
 
+def test_a_comparison_over_some_factors_is_held_against_the_same_ones():
+    document = front(0.2, 0.1, 0.3)
+    document["comparison"]["ranges"] = {"phi": [0.1, 0.5]}
+    row = next(rows_of(document, "there"))
+    assert row["paper_number"] == "+3.4 points (9 φ)"
+    assert "over 11 settings, φ from 0.1 to 0.5;" in row["here"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "held"),
+    [(-0.004, 0.01, "yes"), (-0.006, 0.01, "not separated"), (-0.02, -0.006, "no")],
+)
+def test_as_good_as_means_within_half_a_point(low, high, held):
+    document = front(0.0, low, high, method="hypermorph")
+    (pair,) = document["comparison"]["paired_on_test"]
+    pair |= {"method": "hypermorph", "against": "voxelmorph"}
+    document["comparison"]["methods"] = {"hypermorph": {"train_s": 1.0}}
+    claim = "within half a point of networks trained for each setting"
+    assert found(document)[claim]["held"] == held
+
+
+@pytest.mark.parametrize(
+    ("ratio", "held"), [(9.0, "yes"), (2.0, "yes"), (1.2, "not separated"), (1.0, "no")]
+)
+def test_cheaper_means_by_a_clear_factor(ratio, held):
+    document = front(0.2, 0.1, 0.3)
+    document["comparison"]["methods"]["fixed"]["train_ratio"] = ratio
+    claim = "training it takes a fraction of training a network for each φ"
+    assert found(document)[claim]["held"] == held
+
+
 def test_costs_and_savings():
     claims = found(
         front(0.2, 0.1, 0.3)
@@ -86,8 +114,8 @@ def test_costs_and_savings():
     row = claims["training it takes a fraction of training a network for each φ"]
     assert (row["here"], row["held"]) == ("9.0 times (11 networks)", "yes")
     assert row["paper_number"] == "9.5 times (eleven networks)"
-    row = claims["the quality of the best Fixed network for at least 40 % less"]
-    assert (row["here"], row["held"]) == ("50 % fewer multiply-adds", "yes")
+    row = claims["it reaches the quality of the best network trained for one φ at less cost"]
+    assert (row["here"], row["held"]) == ("50 % fewer multiply-adds (on validation)", "yes")
 
 
 def test_the_order_of_separate_factors():
@@ -102,7 +130,7 @@ def test_the_order_of_separate_factors():
         assert found(document)[claim]["held"] == held
 
 
-def test_width_of_the_prior_and_transfer():
+def test_width_of_the_prior():
     rows = [
         {"method": "sshn", "prior_width": width, "test": test, "test_sd": 0.003}
         for width, test in ((0.0, 0.90), (0.02, 0.91), (0.05, 0.92))
@@ -110,31 +138,77 @@ def test_width_of_the_prior_and_transfer():
     rows.append({"method": "fixed", "prior_width": None, "test": 0.91, "test_sd": 0.0})
     document = {"exploration_id": "a-1", "analysis": "prior-width", "rows": rows}
     (row,) = rows_of(document, "there")
-    assert row["here"] == "half width 0.05 against 0: +2.00 ± 0.42 points on test"
+    assert row["here"].startswith("half width 0.05 against 0: +2.00 ± 0.42 points on test")
     assert row["held"] == "yes"
+    one_seed = [{**row, "test_sd": None} for row in rows]
+    assert list(rows_of({**document, "rows": one_seed}, "there")) == []
+
+
+@pytest.mark.parametrize(
+    ("slopes", "held"),
+    [
+        ({"sshn": 0.1, "fixed": 2.0}, ("yes", "yes")),  # as in the paper
+        ({"sshn": 2.0, "fixed": 0.1}, ("no", "no")),
+        ({"sshn": 0.5, "fixed": 0.5}, ("not separated", "not separated")),
+    ],
+)
+def test_transfer_of_weights(slopes, held):
     rows = [
-        {
-            "method": method,
-            "weights_at": 0.5,
-            "phi": phi,
-            "dice": 0.9 - lost * abs(phi - 0.5),
-            "sd": 0,
-        }
-        for method, lost in (("sshn", 0.4), ("fixed", 0.2))
+        {"method": m, "weights_at": 0.5, "phi": phi, "dice": 0.9 - x * abs(phi - 0.5), "sd": 0.001}
+        for m, x in slopes.items()
         for phi in (0.1, 0.45, 0.5, 0.6, 0.9)
     ]
     document = {"exploration_id": "a-1", "analysis": "transfer", "rows": rows}
+    assert tuple(row["held"] for row in rows_of(document, "there")) == held
+    elsewhere = [{**row, "weights_at": 0.25} for row in rows]
+    assert list(rows_of({**document, "rows": elsewhere}, "there")) == []
+
+
+@pytest.mark.parametrize(
+    ("metric", "here"),
+    [
+        ("balanced_accuracy", "+3.0 ± 1.0 points of balanced accuracy"),
+        ("auc", "+3.0 ± 1.0 points of AUC"),
+        ("mae", "-0.030 ± 0.010 of absolute error"),
+    ],
+)
+def test_domains_tell_their_own_metric(metric, here):
+    common = {"method": "hyda", metric: 0.8, "gain": 0.03, "gain_error": 0.01, "train_s": 10.0}
+    rows = [
+        {**common, "held_out": domain, "seeds": {"0": 0.8, "1": 0.8}}
+        for domain in ("a", "b", "mean")
+    ]
+    document = {"exploration_id": "a-1", "analysis": "domains", "rows": rows}
     (row,) = rows_of(document, "there")
-    assert row["here"] == (
-        "φ from 0.45 to 0.6: sshn at most 4.0 points lost, fixed at most 2.0 points lost"
-    )
-    assert row["held"] == "yes"
+    assert row["here"] == f"{here} (standard error over 2 seeds)"
+    assert (row["held"], row["cost_s"]) == ("yes", 40.0)
+    together = [{k: x for k, x in row.items() if k != "held_out"} for row in rows]
+    assert list(rows_of({**document, "rows": together}, "there")) == []
+
+
+@pytest.mark.parametrize(
+    ("gains", "held"),
+    [((0.02, 0.03), "yes"), ((0.02, 0.001), "not separated"), ((0.02, -0.02), "no")],
+)
+def test_fixed_strategies(gains, held):
+    rows = [
+        {
+            "method": "spottunet",
+            "against_best_fixed": {"method": "finetune-all", "gain": gain, "error": 0.01},
+            "train_s": 10.0,
+            "num_seeds": 3,
+        }
+        for gain in gains
+    ]
+    document = {"exploration_id": "a-1", "analysis": "strategies", "rows": rows}
+    (row,) = rows_of(document, "there")
+    assert (row["held"], row["cost_s"]) == (held, 60.0)
 
 
 def test_every_claim_reads_a_document_that_can_be_asked_for():
     assert documents_for("sshn", ["factors", "transfer"])[0] == "frontier"
     assert {"factors", "transfer"} <= set(documents_for("sshn", ["factors", "transfer"]))
-    assert documents_for("hyda", ["domains", "cost"]) == ["domains", "cost"]
+    assert documents_for("hyda", ["domains", "cost"]) == ["domains"]
     assert documents_for("erm", []) == []
     assert {claim.paper for claim in CLAIMS} == {"SSHN", "HyperMorph", "SpotTUnet", "HyDA"}
 
@@ -142,6 +216,13 @@ def test_every_claim_reads_a_document_that_can_be_asked_for():
 @pytest.mark.parametrize("document", [[], {}, {"rows": []}, {"analysis": "domains", "rows": []}])
 def test_other_files_are_refused(document):
     with pytest.raises(InputError, match=r"there: expected what explorer frontier"):
+        list(rows_of(document, "there"))
+
+
+def test_a_front_that_was_not_compared_is_refused():
+    document = front(0.2, 0.1, 0.3)
+    del document["comparison"]
+    with pytest.raises(InputError, match=r"there: printed without --compare"):
         list(rows_of(document, "there"))
 
 
@@ -162,12 +243,14 @@ def test_committed_results_are_reported(tmp_path):
     rows = json.loads(done.stdout)
     assert [row["paper"] for row in rows] == ["SSHN"] * 5 + ["HyDA"] * 2
     assert rows[0]["held"] == "yes"
-    assert rows[0]["here"].startswith("+0.63 points (+0.02 to +1.29)")
+    assert rows[0]["here"].startswith("+0.63 points (95 %: +0.02 to +1.29)")
     told = CliRunner().invoke(app, ["report", *files]).stdout
     assert "hyda-demo-1: explorer run hyda-demo" in told
     written = CliRunner().invoke(app, ["report", *files, "--markdown"]).stdout.splitlines()
     assert written[0].startswith("| paper | claims |")
     assert len([line for line in written if line.startswith("| ")]) == 1 + len(rows)
     assert "explorer run sshn-wbc --set dataset.root=DIR" in written
+    both = CliRunner().invoke(app, ["report", *files, "--markdown", "--json"])
+    assert "expected one of them" in str(both.exception)
     missing = CliRunner().invoke(app, ["report", str(tmp_path / "none.json")])
     assert "none.json is missing" in str(missing.exception)
