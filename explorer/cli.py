@@ -442,8 +442,8 @@ def report(
 
     Of explorations, which are analyzed for it (minutes), or of files that explorer frontier ID
     --compare --json or explorer analyze ID NAME --json printed. A claim held ("yes") where the
-    whole spread is on its side; "no" where it is on the other; else the two are "not separated". For
-    example:
+    whole spread is on its side; "no" where it is on the other; else the two are "not separated".
+    For example:
 
         explorer report sshn-wbc-1
 
