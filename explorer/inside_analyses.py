@@ -107,6 +107,7 @@ def _prior_width(explored: Explored) -> Analysis:
         x_label="Half the width of the prior",
         metric=quality,
         main=main,
+        is_even=True,
     )
     return Analysis(rows, notes, figure)
 

@@ -67,6 +67,7 @@ def lines_with_spread(
     metric: str,
     main: str,
     split: str = "test",
+    is_even: bool = False,
 ) -> Figure:
     """Quality of methods against a number, with bands of one standard deviation over seeds.
 
@@ -77,10 +78,18 @@ def lines_with_spread(
         metric: name of the values.
         main: the exploration's own method.
         split: of lines that do not name one.
+        is_even: the numbers are set side by side, however far they are from each other.
     """
     figure = Figure(figsize=(6, 4.4), layout="constrained")
     axes = figure.subplots()
     decorate(axes)
+    ticks = sorted({point[0] for *_, points in lines for point in points}) if is_even else []
+    if is_even:
+        lines = [
+            (method, own_split, [(float(ticks.index(x)), *values) for x, *values in points])
+            for method, own_split, points in lines
+        ]
+        axes.set_xticks(range(len(ticks)), [f"{x:g}" for x in ticks])
     colors = colors_of([name for name, *_ in [*lines, *levels]], main)
     handles = []
     for method, own_split, points in lines:

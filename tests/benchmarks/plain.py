@@ -11,8 +11,10 @@ A training that is there already is not made again.
 """
 
 import argparse
+import hashlib
 import json
 import multiprocessing
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -20,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from trainables.base import Arrays, TrainConfig
@@ -91,7 +93,10 @@ def run(
     processes: int,
     seconds: float,
 ) -> None:
-    """Make the trainings, the longest first, and leave OUT/FILE/TRIAL.safetensors of each."""
+    """Make the trainings, the longest first, and leave OUT/FILE/TRIAL.safetensors of each.
+
+    Exits with 1 unless all of them are there.
+    """
     start = time.perf_counter()
     work: list[tuple[str, dict[str, Any], Path, str]] = []
     for path in jobs:
@@ -99,8 +104,8 @@ def run(
         _DATA[path.stem] = _data(written["dataset"], root)
         for job in written["jobs"]:
             target = out / path.stem / f"{job['trial']['trial_id']}.safetensors"
-            if not target.exists():
-                work.append((path.stem, job, target, device))
+            if _trained(target, job) is None:
+                work.append((path.stem, {**job, "processes": processes}, target, device))
     work.sort(key=lambda one: -_size(one[1]))
     print(f"{len(work)} trainings, data read in {time.perf_counter() - start:.1f} s", flush=True)
     with multiprocessing.get_context("fork").Pool(processes, maxtasksperchild=1) as pool:
@@ -111,8 +116,10 @@ def run(
                 note = results.next(timeout=max(0.1, left))
             except multiprocessing.TimeoutError:
                 print(f"given up: {len(work) - number + 1} trainings are left", flush=True)
-                return
+                break
             print(f"{time.perf_counter() - start:6.1f} s  {number}/{len(work)} {note}", flush=True)
+    if any(_trained(target, job) is None for _, job, target, _ in work):
+        sys.exit(1)
 
 
 def keep(jobs: Path, out: Path, run: Path) -> None:
@@ -122,15 +129,32 @@ def keep(jobs: Path, out: Path, run: Path) -> None:
     for job in json.loads(jobs.read_text())["jobs"]:
         trial = Trial(**job["trial"])
         path = out / jobs.stem / f"{trial.trial_id}.safetensors"
-        if not path.exists():
-            print(f"{path}: missing")
+        told = _trained(path, job)
+        if told is None:
+            print(f"{path}: missing, or of another specification")
             continue
-        with safe_open(path, "pt") as file:
-            told = json.loads(file.metadata()["result"])
+        if told.pop("processes") > 1:
+            print(f"{path}: trained beside others, its seconds are theirs too")
         folder = run / "trials" / trial.trial_id
         folder.mkdir(parents=True, exist_ok=True)
         keep_record(trial, TrainResult(best=load_file(path), **told), folder)
         print(f"{folder}: {told['best_metric']:.4f} in epoch {told['best_epoch']}")
+
+
+def _trained(path: Path, job: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a whole file tells of its training; None where there is none of this very job."""
+    try:
+        with safe_open(path, "pt") as file:
+            told = file.metadata()
+    except (OSError, SafetensorError):
+        return None
+    result: dict[str, Any] | None = json.loads(told["result"])
+    return result if told["job"] == _digest(job) else None
+
+
+def _digest(job: Mapping[str, Any]) -> str:
+    named = {name: job[name] for name in ("trial", "model", "config")}
+    return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
 
 
 def _data(dataset: Mapping[str, Any], root: str | None) -> dict[str, Arrays]:
@@ -161,7 +185,10 @@ def _train(work: tuple[str, dict[str, Any], Path, str]) -> str:
     except Exception as error:  # noqa: BLE001 - the others go on
         return f"{name}/{trial['trial_id']}: {type(error).__name__}: {error}"
     told = {key: own for key, own in vars(result).items() if key != "best"}
-    save_file(result.best, target, metadata={"result": json.dumps(told)})
+    told["processes"] = job["processes"]
+    written = target.with_suffix(".new")
+    save_file(result.best, written, {"result": json.dumps(told), "job": _digest(job)})
+    written.replace(target)
     return f"{name}/{trial['trial_id']}: val {result.best_metric:.4f}, {result.wall_s:.1f} s"
 
 
