@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Literal
 
 import numpy as np
@@ -308,20 +308,21 @@ class Adaptation(Trainable):
     def __repr__(self) -> str:
         return f"Adaptation({self.method!r}, {self.model!r}, {self.settled!r})"
 
-    def _network(self) -> ResidualUNet:
-        return ResidualUNet(
-            in_channels=self.model.channels,
-            out_channels=len(self.model.labels) + 1,
-            width=self.model.width,
-            num_levels=self.model.num_levels,
-            num_dims=len(self.model.size),
-        )
+    @property
+    def _arguments(self) -> dict[str, int]:
+        """Of the network's constructor."""
+        return {
+            "in_channels": self.model.channels,
+            "out_channels": len(self.model.labels) + 1,
+            "width": self.model.width,
+            "num_levels": self.model.num_levels,
+            "num_dims": len(self.model.size),
+        }
 
     @cached_property
     def skeleton(self) -> ResidualUNet:
         """The network without storage."""
-        with torch.device("meta"):
-            return self._network()
+        return _skeleton(**self._arguments)
 
     @cached_property
     def tuned(self) -> list[str]:
@@ -354,7 +355,7 @@ class Adaptation(Trainable):
 
     def build(self, seed: int) -> AdaptedUNet:
         generator = torch.Generator().manual_seed(seed)
-        network = self._network()
+        network = ResidualUNet(**self._arguments)
         for parameter in network.parameters():
             if parameter.dim() > 1:
                 kaiming_(parameter.data, generator=generator)
@@ -485,6 +486,13 @@ class Adaptation(Trainable):
 
     def sizes(self, conditioning: Config) -> dict[str, list[int]]:
         return {one.name: list(one.size) for one in self._operations()}
+
+
+@cache
+def _skeleton(**arguments: int) -> ResidualUNet:
+    """The network without storage; the check of a spec asks for it once per training."""
+    with torch.device("meta"):
+        return ResidualUNet(**arguments)
 
 
 def _of_domain(samples: Arrays, domain: Value | None) -> Arrays:

@@ -162,6 +162,12 @@ def test_blocks_that_cost_too_much_are_not_fine_tuned(start, tmp_path):
     assert torch.equal(network(images), module.frozen(images))
 
 
+def test_trainings_of_one_network_share_what_is_known_of_it():
+    source, tuned = make("source"), make("finetune-first")
+    assert source.skeleton is tuned.skeleton
+    assert make("source", width=2 * MODEL.width).skeleton is not source.skeleton
+
+
 @pytest.mark.parametrize(("regulariser", "factor"), [("mean", 1), ("sum", 23)])
 def test_price_is_that_of_the_blocks_that_are_fine_tuned(regulariser, factor):
     losses = []

@@ -353,8 +353,8 @@ def _misnamed(volumes: Mapping[str, Path], masks: Mapping[str, Path]) -> list[st
             )
     folder = next(iter(volumes.values())).parent
     return problems + [
-        f"cc359: {str(path)!r} is no mask of a volume in {str(folder)!r}; expected the volume's"
-        f" name and {_MASK_SUFFIX}, copy the release again"
+        f"cc359: {str(path)!r} has no volume {stem}{_SUFFIX} in {str(folder)!r}; copy the release"
+        " again"
         for stem, path in masks.items()
         if stem not in volumes
     ]

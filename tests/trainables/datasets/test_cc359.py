@@ -43,6 +43,7 @@ def ramp():
 
 def write_nifti(path, array, spacing=SPACING, axes="RAS"):
     """A file whose voxels are stored along other axes, lying where they would along R-A-S."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     image = nibabel.Nifti1Image(np.asarray(array), np.diag([*spacing, 1]))
     ras, stored = map(nibabel.orientations.axcodes2ornt, ("RAS", axes))
     image.as_reoriented(nibabel.orientations.ornt_transform(ras, stored)).to_filename(path)
@@ -65,8 +66,6 @@ def write_pair(root, stem, **options):
 def root(tmp_path):
     """A volume of each scanner, of voxels of 2 x 1.5 x 2 mm, whose brain is a ball."""
     for stem in STEMS:
-        volume_path(tmp_path, stem).parent.mkdir(exist_ok=True)
-        mask_path(tmp_path, stem).parent.mkdir(parents=True, exist_ok=True)
         write_pair(tmp_path, stem)
     return tmp_path
 
@@ -283,7 +282,9 @@ def test_a_volume_without_mask_is_refused(root):
 
 def test_a_mask_without_volume_is_refused(root):
     volume_path(root).unlink()
-    with pytest.raises(InputError, match=r"_55_M_ss.nii.gz' is no mask of a volume in '.*copy the"):
+    with pytest.raises(
+        InputError, match=r"_55_M_ss.nii.gz' has no volume CC0001.*_55_M.nii.gz in '"
+    ):
         load(root)
 
 

@@ -22,27 +22,35 @@ def marks():
     return values
 
 
-def write_lists(folder):
-    (folder / "images.txt").write_text(
-        "".join(f"{number} {name}.jpg\n" for number, name in enumerate(NAMES, start=1))
-    )
-    (folder / "image_class_labels.txt").write_text("1 1\n2 2\n3 2\n")
-    (folder / "train_test_split.txt").write_text("1 0\n2 1\n3 1\n")
+def write_lists(folder, names=NAMES):
+    """A picture's species is told by its name; all but the first are to be trained on."""
+    numbered = list(enumerate(names, start=1))
+    rows = {
+        "images": [f"{number} {name}.jpg" for number, name in numbered],
+        "image_class_labels": [f"{number} {int(name[:3])}" for number, name in numbered],
+        "train_test_split": [f"{number} {int(number > 1)}" for number, _ in numbered],
+    }
+    for name, lines in rows.items():
+        (folder / f"{name}.txt").write_text("\n".join([*lines, ""]))
     (folder / "classes.txt").write_text(CLASSES)
 
 
-@pytest.fixture
-def root(tmp_path):
-    """Three pictures of two species, the segmentations beside the folder of the pictures."""
-    folder = tmp_path / "CUB_200_2011"
+def write_release(root, names=NAMES):
+    """Pictures of two species, the segmentations beside the folder of the pictures."""
+    folder = root / "CUB_200_2011"
     rng = np.random.default_rng(0)
-    for name in NAMES:
-        for place, ending in ((folder / "images", "jpg"), (tmp_path / "segmentations", "png")):
+    for name in names:
+        for place, ending in ((folder / "images", "jpg"), (root / "segmentations", "png")):
             (place / name).parent.mkdir(parents=True, exist_ok=True)
             colours = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
             values = colours if ending == "jpg" else marks()
             Image.fromarray(values).save(place / f"{name}.{ending}")
-    write_lists(folder)
+    write_lists(folder, names)
+
+
+@pytest.fixture
+def root(tmp_path):
+    write_release(tmp_path)
     return tmp_path
 
 

@@ -56,8 +56,11 @@ def chexpert_row(path, view="Frontal", cardiomegaly="", pneumothorax="", effusio
     )
 
 
-def vindr_row(name, *readers, atelectasis=0, effusion=0):
-    return ",".join(map(str, (name, *readers, 1, atelectasis, 0, 0, 0, effusion, 0, 0)))
+def vindr_row(
+    name, *readers, atelectasis=0, cardiomegaly=0, consolidation=0, effusion=0, pneumothorax=0
+):
+    findings = (1, atelectasis, 0, cardiomegaly, consolidation, effusion, pneumothorax, 0)
+    return ",".join(map(str, (name, *readers, *findings)))
 
 
 def write_nih(root):

@@ -48,20 +48,19 @@ def write_mat(path, x, y, **options):
     savemat(path, {"X": x, "y": y}, **options)
 
 
-@pytest.fixture
-def root(tmp_path):
+def write_files(root):
     """Twelve digits in each part of every domain."""
-    raw = tmp_path / "MNIST" / "raw"
+    raw = root / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for seed, name in enumerate(("train", "t10k")):
         images = gzip.compress(idx(pixels(N, 28, 28, seed=seed)))
         (raw / f"{name}-images-idx3-ubyte.gz").write_bytes(images)
         (raw / f"{name}-labels-idx1-ubyte").write_bytes(idx(LABELS))
-    np.savez(tmp_path / "optdigits.npz", images=pixels(N, 8, 8, top=17), labels=LABELS)
+    np.savez(root / "optdigits.npz", images=pixels(N, 8, 8, top=17), labels=LABELS)
     for name in ("train", "test"):
         y = np.where(LABELS == 0, 10, LABELS)[:, None]
-        write_mat(tmp_path / f"{name}_32x32.mat", pixels(32, 32, 3, N), y, do_compression=True)
-        folder = tmp_path / "mnist_m" / f"mnist_m_{name}"
+        write_mat(root / f"{name}_32x32.mat", pixels(32, 32, 3, N), y, do_compression=True)
+        folder = root / "mnist_m" / f"mnist_m_{name}"
         folder.mkdir(parents=True)
         for k, label in enumerate(LABELS):
             Image.fromarray(pixels(32, 32, 3, seed=k)).save(folder / f"{k:08d}.png")
@@ -69,7 +68,12 @@ def root(tmp_path):
                 stream.write(f"{k:08d}.png {label}\n")
     for name in ("usps.bz2", "usps.t.bz2"):
         values = pixels(N, 256) / 127.5 - 1
-        (tmp_path / name).write_bytes(bz2.compress(libsvm(LABELS + 1, values)))
+        (root / name).write_bytes(bz2.compress(libsvm(LABELS + 1, values)))
+
+
+@pytest.fixture
+def root(tmp_path):
+    write_files(tmp_path)
     return tmp_path
 
 

@@ -45,30 +45,34 @@ def names_of(counts):
     return [name for name, count in zip(CLASS_NAMES, counts, strict=True) for _ in range(count)]
 
 
-@pytest.fixture
-def root(tmp_path):
+def write_release(root):
     """A few cells of each class in every domain, in the official layouts."""
     for number in (1, 2):
         names = names_of(COUNTS[f"wbc{number}"])
-        folder = tmp_path / "wbc" / f"Dataset {number}"
+        folder = root / "wbc" / f"Dataset {number}"
         folder.mkdir(parents=True)
         for k in range(len(names) + 1):  # the last has no class
             Image.fromarray(colours(k, (12, 10, 3))).save(folder / f"{k + 1:03d}.bmp")
         rows = [f"{k},{CLASS_NAMES.index(name) + 1}" for k, name in enumerate(names, start=1)]
-        (tmp_path / "wbc" / f"Class Labels of Dataset {number}.csv").write_text(
+        (root / "wbc" / f"Class Labels of Dataset {number}.csv").write_text(
             "\n".join(["image ID,class", *rows])
         )
-    base = tmp_path / "bccd" / "BCCD"
+    base = root / "bccd" / "BCCD"
     (base / "JPEGImages").mkdir(parents=True)
     (base / "Annotations").mkdir()
     names = names_of(COUNTS["bccd"])
     for k in range(len(names) + 3):
         Image.fromarray(colours(k)).save(base / "JPEGImages" / f"BloodImage_{k:05d}.jpg")
         # Boxes of other cells may be odd: some of the official ones are.
-        write_boxes(tmp_path, k, box_xml("RBC", (3, 3, 3, 3)), box_xml("WBC", BOX))
+        write_boxes(root, k, box_xml("RBC", (3, 3, 3, 3)), box_xml("WBC", BOX))
     n = len(names)
     several = {n: "NEUTROPHIL, EOSINOPHIL", n + 1: "", n + 3: "MONOCYTE"}  # the last has no image
-    write_labels(tmp_path, {**{k: name.upper() for k, name in enumerate(names)}, **several})
+    write_labels(root, {**{k: name.upper() for k, name in enumerate(names)}, **several})
+
+
+@pytest.fixture
+def root(tmp_path):
+    write_release(tmp_path)
     return tmp_path
 
 

@@ -15,8 +15,8 @@ def write_nifti(path, array, affine=None):
     nibabel.Nifti1Image(array, np.eye(4) if affine is None else affine).to_filename(path)
 
 
-def write_table(task, **changes):
-    names = [f"hippocampus_{number}.nii.gz" for number in ("010", "001", "003")]
+def write_table(task, numbers=("010", "001", "003"), **changes):
+    names = [f"hippocampus_{number}.nii.gz" for number in numbers]
     document = {
         "labels": {"0": "background", "1": "Anterior", "2": "Posterior"},
         "training": [
@@ -27,19 +27,24 @@ def write_table(task, **changes):
     (task / "dataset.json").write_text(json.dumps(document | changes))
 
 
-@pytest.fixture
-def root(tmp_path):
-    """Three volumes of the official form on scales of their own, one wider than the others."""
-    task = tmp_path / "Task04_Hippocampus"
+def write_volumes(task, shapes):
+    """Volumes of the official form, by number, on scales of their own; without the table."""
     for folder in ("imagesTr", "labelsTr"):
         (task / folder).mkdir(parents=True)
     rng = np.random.default_rng(0)
-    for scale, (number, shape) in enumerate(SHAPES.items(), start=1):
+    for scale, (number, shape) in enumerate(shapes.items(), start=1):
         labels = np.zeros(shape, np.uint8)
         labels[10:20, 10:20, 10:20], labels[10:20, 20:30, 10:20] = 1, 2
         image = (rng.random(shape) * 10**scale).astype(np.float32)
         write_nifti(task / "imagesTr" / f"hippocampus_{number}.nii.gz", image)
         write_nifti(task / "labelsTr" / f"hippocampus_{number}.nii.gz", labels)
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Three volumes, one wider than the others."""
+    task = tmp_path / "Task04_Hippocampus"
+    write_volumes(task, SHAPES)
     write_table(task)
     return tmp_path
 

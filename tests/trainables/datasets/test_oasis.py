@@ -236,6 +236,8 @@ def test_unknown_options_are_refused_with_and_without_files(root, options, messa
 
 SHAPE = (80, 96, 112)
 AFFINE = np.array([[-2, 0, 0, 79], [0, 0, 2, -111], [0, -2, 0, 95], [0, 0, 0, 1]], dtype=float)
+FINE_SHAPE = (160, 192, 224)
+FINE_AFFINE = np.array([[-1, 0, 0, 79.5], [0, 0, 1, -111.5], [0, -1, 0, 95.5], [0, 0, 0, 1]])
 
 
 def write_volume(path, array, affine=AFFINE):
@@ -279,14 +281,12 @@ def test_volumes_are_loaded_with_their_labels(volumes):
 
 
 def test_volumes_of_one_millimetre_are_resampled_to_another_size(tmp_path):
-    shape = (160, 192, 224)
-    affine = np.array([[-1, 0, 0, 79.5], [0, 0, 1, -111.5], [0, -1, 0, 95.5], [0, 0, 0, 1]])
     folder = tmp_path / "OASIS_OAS1_0001_MR1"
     folder.mkdir()
-    labels = np.zeros(shape, np.uint8)
+    labels = np.zeros(FINE_SHAPE, np.uint8)
     labels[:, 96:] = 35
-    write_volume(folder / "aligned_norm.nii.gz", (labels > 0).astype(np.uint8), affine)
-    write_volume(folder / "aligned_seg35.nii.gz", labels, affine)
+    write_volume(folder / "aligned_norm.nii.gz", (labels > 0).astype(np.uint8), FINE_AFFINE)
+    write_volume(folder / "aligned_seg35.nii.gz", labels, FINE_AFFINE)
     dataset = oasis.load(tmp_path, files="volume", size=(20, 24, 28))
     assert dataset.images.shape == (1, 1, 20, 24, 28)
     # The antialiased filter reaches one voxel over the border between the halves.

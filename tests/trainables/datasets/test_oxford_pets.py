@@ -6,18 +6,23 @@ from search_spaces.errors import InputError
 from trainables.datasets import oxford_pets
 
 
-@pytest.fixture
-def root(tmp_path):
-    """Two cats and a dog in the official layout, and a picture that no list names."""
-    (tmp_path / "images").mkdir()
-    (tmp_path / "annotations" / "trimaps").mkdir(parents=True)
+def write_pictures(root, *names):
+    """Pictures with their trimaps in the official layout, without lists."""
+    (root / "images").mkdir(parents=True)
+    (root / "annotations" / "trimaps").mkdir(parents=True)
     rng = np.random.default_rng(0)
-    for name in ("Bengal_1", "Abyssinian_2", "american_bulldog_3", "Bengal_9"):
+    for name in names:
         image = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
         trimap = np.full((8, 8), 2, np.uint8)
         trimap[2:6, 2:6], trimap[3:5, 3:5] = 3, 1
-        Image.fromarray(image).save(tmp_path / "images" / f"{name}.jpg")
-        Image.fromarray(trimap).save(tmp_path / "annotations" / "trimaps" / f"{name}.png")
+        Image.fromarray(image).save(root / "images" / f"{name}.jpg")
+        Image.fromarray(trimap).save(root / "annotations" / "trimaps" / f"{name}.png")
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Two cats and a dog in the official layout, and a picture that no list names."""
+    write_pictures(tmp_path, "Bengal_1", "Abyssinian_2", "american_bulldog_3", "Bengal_9")
     lists = tmp_path / "annotations"
     (lists / "trainval.txt").write_text("Bengal_1 6 1 2\nAbyssinian_2 1 1 1\n")
     (lists / "test.txt").write_text("#Image CLASS-ID SPECIES BREED ID\namerican_bulldog_3 2 2 1\n")

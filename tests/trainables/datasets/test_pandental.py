@@ -38,13 +38,17 @@ def write(path, values, mode="L"):
     Image.fromarray(values).convert(mode).save(path)
 
 
+def write_pictures(root, stems=STEMS):
+    """Pictures with a mask of the mandible and one of the teeth."""
+    for stem in stems:
+        write(root / "images" / f"{stem}.png", picture(stem))
+        write(root / "mandible" / f"{stem}.png", MANDIBLE)
+        write(root / "teeth" / f"{stem}.png", TEETH)
+
+
 @pytest.fixture
 def root(tmp_path):
-    """Three pictures with a mask of the mandible and one of the teeth."""
-    for stem in STEMS:
-        write(tmp_path / "images" / f"{stem}.png", picture(stem))
-        write(tmp_path / "mandible" / f"{stem}.png", MANDIBLE)
-        write(tmp_path / "teeth" / f"{stem}.png", TEETH)
+    write_pictures(tmp_path)
     return tmp_path
 
 

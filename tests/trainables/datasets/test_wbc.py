@@ -9,22 +9,26 @@ from trainables.datasets import wbc
 from trainables.datasets.base import split_indices
 
 
-@pytest.fixture
-def root(tmp_path):
-    """Two images per stain in the official layout."""
+def write_release(root, *, num_images=2):
+    """So many images per stain in the official layout."""
     rng = np.random.default_rng(0)
     for number, header in ((1, "image ID,class label"), (2, "image ID,class")):
-        folder = tmp_path / f"Dataset {number}"
-        folder.mkdir()
-        for stem in ("001", "002"):
+        folder = root / f"Dataset {number}"
+        folder.mkdir(parents=True)
+        lines = [header]
+        for k in range(1, num_images + 1):
             image = rng.integers(0, 256, (12, 10, 3), dtype=np.uint8)
             mask = np.zeros((12, 10), np.uint8)
             mask[3:9, 2:8], mask[5:7, 4:6] = 128, 255
-            Image.fromarray(image).save(folder / f"{stem}.bmp")
-            Image.fromarray(mask).save(folder / f"{stem}.png")
-        (tmp_path / f"Class Labels of Dataset {number}.csv").write_text(
-            f"{header}\n1,{number}\n2,5\n"
-        )
+            Image.fromarray(image).save(folder / f"{k:03d}.bmp")
+            Image.fromarray(mask).save(folder / f"{k:03d}.png")
+            lines.append(f"{k},{number if k == 1 else 5}")
+        (root / f"Class Labels of Dataset {number}.csv").write_text("\n".join([*lines, ""]))
+
+
+@pytest.fixture
+def root(tmp_path):
+    write_release(tmp_path)
     return tmp_path
 
 
