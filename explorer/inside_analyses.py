@@ -271,7 +271,8 @@ def _feature_maps(explored: Explored) -> Analysis:
     for setting in settings:
         network: Any = trainable.materialize(module, setting)
         for layer, features in feature_maps(network, image).items():
-            spreads = features.reshape(len(features), -1).std(axis=1)
+            inner = tuple(slice(n // 8, n - n // 8) for n in features.shape[1:])
+            spreads = features[:, *inner].reshape(len(features), -1).std(axis=1)
             channel = channels.setdefault(layer, int(spreads.argmax()))
             own = features[channel]
             shown = own if own.ndim == 2 else own[:, own.shape[1] // 2]
@@ -287,7 +288,7 @@ def _feature_maps(explored: Explored) -> Analysis:
                 }
             )
     notes = [
-        "of the first test image and the first seed; of each layer the channel that varies most at "
+        "of the first test image and the first seed; of each layer the channel that varies most, its border left out, at "
         f"{told(settings[0])}"
     ]
     return Analysis(rows, notes, picture_grid(columns))
