@@ -331,21 +331,29 @@ def _saving(document: Document) -> Finding | None:
 
 
 def _wide_prior(document: Document) -> Finding | None:
-    """The widest prior against none, at the setting in their middle."""
-    own = [row for row in document["rows"] if row.get("prior_width") is not None]
-    if not own:
+    """The widest prior of the paper's, half width 0.05, against none; at their middle."""
+    own = {
+        row["prior_width"]: row for row in document["rows"] if row.get("prior_width") is not None
+    }
+    if 0 not in own:
         return None
-    narrow = min(own, key=lambda row: float(row["prior_width"]))
-    wide = max(own, key=lambda row: float(row["prior_width"]))
-    spreads = (wide["test_sd"], narrow["test_sd"])
-    if narrow is wide or None in spreads:
+
+    def gain(width: float) -> tuple[float, float]:
+        spreads = (own[width]["test_sd"], own[0]["test_sd"])
+        error = math.nan if None in spreads else math.hypot(*spreads)
+        return own[width]["test"] - own[0]["test"], error
+
+    told = {width: gain(width) for width in sorted(own) if width}
+    known = [width for width in told if width <= 0.05 + 1e-9 and not math.isnan(told[width][1])]
+    if not known:
         return None
-    gain, error = wide["test"] - narrow["test"], math.hypot(*spreads)
-    here = (
-        f"half width {wide['prior_width']:g} against {narrow['prior_width']:g}: "
-        f"{100 * gain:+.2f} ± {100 * error:.2f} points on test (sd over seeds)"
+    here = "; ".join(
+        f"half width {width:g} against 0: {100 * x:+.2f} ± {100 * error:.2f} points on test"
+        for width, (x, error) in told.items()
+        if width >= known[-1]
     )
-    return Finding(here, _separated(gain - error, gain + error))
+    x, error = told[known[-1]]
+    return Finding(f"{here} (sd over seeds)", _separated(x - error, x + error))
 
 
 def _lost(document: Document) -> dict[str, tuple[float, float]]:

@@ -288,8 +288,8 @@ def _feature_maps(explored: Explored) -> Analysis:
                 }
             )
     notes = [
-        "of the first test image and the first seed; of each layer the channel that varies most, its border left out, at "
-        f"{told(settings[0])}"
+        "of the first test image and the first seed; of each layer the channel that varies most, "
+        f"its border left out, at {told(settings[0])}"
     ]
     return Analysis(rows, notes, picture_grid(columns))
 

@@ -138,7 +138,11 @@ def test_width_of_the_prior():
     rows.append({"method": "fixed", "prior_width": None, "test": 0.91, "test_sd": 0.0})
     document = {"exploration_id": "a-1", "analysis": "prior-width", "rows": rows}
     (row,) = rows_of(document, "there")
-    assert row["here"].startswith("half width 0.05 against 0: +2.00 ± 0.42 points on test")
+    assert row["here"] == "half width 0.05 against 0: +2.00 ± 0.42 points on test (sd over seeds)"
+    assert row["held"] == "yes"
+    rows.insert(3, {"method": "sshn", "prior_width": 0.5, "test": 0.88, "test_sd": 0.004})
+    (row,) = rows_of(document, "there")
+    assert "; half width 0.5 against 0: -2.00 ± 0.50 points on test" in row["here"]
     assert row["held"] == "yes"
     one_seed = [{**row, "test_sd": None} for row in rows]
     assert list(rows_of({**document, "rows": one_seed}, "there")) == []
