@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogFormatter
 from numpy.typing import NDArray
 
 from explorer.figures import decorate, draw_legend
@@ -276,6 +277,8 @@ def factor_fronts(
         highs.append(float(values.max()))
     axes.set_ylim(min(lows) - 0.02, max(highs) + 0.01)
     axes.set_xscale("log")
+    for set_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        set_formatter(LogFormatter(minor_thresholds=(2, 1)))  # 40, not 4 x 10^1
     axes.set_xlabel(x_axis.label)
     axes.set_ylabel(f"{name_of(metric)} on test")
     handles.append(
