@@ -15,7 +15,7 @@ import typer
 import yaml
 
 from explorer import documents
-from explorer.claims import rows_of
+from explorer.claims import CLAIMS, rows_of
 from explorer.exploration import (
     Exploration,
     exploration_ids,
@@ -465,6 +465,8 @@ def report(
                     f"finished it"
                 )
             rows += documents.reported(exploration, progress)
+    order = [claim.says for claim in CLAIMS]
+    rows.sort(key=lambda row: order.index(row["claim"]))
     if markdown:
         typer.echo(report_in_markdown(rows))
     else:
