@@ -1,6 +1,7 @@
 """What the report says, of documents that were printed and of ones made up."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from explorer.claims import CLAIMS, TABLE_1, documents_for, rows_of
 from explorer.cli import app
 from search_spaces.errors import InputError
 
-RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "tests" / "benchmarks" / "results"
 
 
 def front(difference: Any, low: Any, high: Any, **own: Any) -> dict[str, Any]:
@@ -240,12 +242,12 @@ def test_a_document_that_lacks_something_is_refused():
 
 
 def test_committed_results_are_reported(tmp_path):
-    """The README's table is what this prints of the same files."""
     files = [str(RESULTS / f"{name}.json") for name in ("sshn-wbc", "hyda-demo-domains")]
     done = CliRunner().invoke(app, ["report", *files, "--json"])
     assert done.exit_code == 0
     rows = json.loads(done.stdout)
     assert [row["paper"] for row in rows] == ["SSHN"] * 5 + ["HyDA"] * 2
+    assert CliRunner().invoke(app, ["report", *files[::-1], "--json"]).stdout == done.stdout
     assert rows[0]["held"] == "yes"
     assert rows[0]["here"].startswith("+0.63 points (95 %: +0.02 to +1.29)")
     told = CliRunner().invoke(app, ["report", *files]).stdout
@@ -258,3 +260,14 @@ def test_committed_results_are_reported(tmp_path):
     assert "expected one of them" in str(both.exception)
     missing = CliRunner().invoke(app, ["report", str(tmp_path / "none.json")])
     assert "none.json is missing" in str(missing.exception)
+
+
+def test_the_readme_shows_what_the_report_prints(monkeypatch):
+    text = (ROOT / "README.md").read_text()
+    command = next(
+        line for line in text.splitlines() if line.startswith("explorer report sshn-wbc")
+    )
+    monkeypatch.chdir(RESULTS)
+    done = CliRunner().invoke(app, shlex.split(command)[1:])
+    assert done.exit_code == 0
+    assert done.stdout.strip() in text
