@@ -87,7 +87,7 @@ def lines_with_spread(
     ticks = sorted({point[0] for *_, points in lines for point in points}) if is_even else []
     if is_even:
         lines = [
-            (method, own_split, [(float(ticks.index(x)), *values) for x, *values in points])
+            (method, own_split, [(float(ticks.index(x)), y, sd) for x, y, sd in points])
             for method, own_split, points in lines
         ]
         axes.set_xticks(range(len(ticks)), [f"{x:g}" for x in ticks])
