@@ -537,7 +537,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         paper="HyperMorph",
         place="section 4.1",
-        says="within half a point of networks trained for each setting",
+        says="at most half a point below networks trained for each setting",
         number=_fixed_number("0.16 ± 0.03 points between the optima; two settings: 0.32 ± 0.02"),
         document=FRONT,
         read=_as_good_as("voxelmorph"),
