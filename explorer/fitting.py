@@ -11,11 +11,10 @@ from explorer.specs import ExplorationSpec
 from explorer.training import Trial, rates_of, settled_precision, trials_of
 from search_spaces.errors import InputError
 from search_spaces.space import Config
-from trainables.memory import step_memory, whole_bytes
+from trainables.memory import MARGIN, step_memory, whole_bytes
 from trainables.scale_space import ScaleSpace
 from trainables.scale_space_registration import ScaleSpaceRegistration
 
-MARGIN = 1.9  # on CPUs steps took 1.3 to 1.8 times what is predicted: memory of convolutions
 HALF = 0.6  # of features in bf16, beside which the losses have some in float32
 SHARE = 0.9  # of a machine's memory that trainings may take
 SHARES = tuple(k / 20 for k in range(19, 0, -1))  # of the largest factor, tried for advice
