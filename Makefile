@@ -6,6 +6,8 @@ SHELL := /bin/bash
 BIN := .venv/bin
 STAMP := .venv/.installed
 TORCH := torch==2.13.0
+# processes that the tests share; each may start a Ray cluster of its own
+JOBS ?= 2
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export RAY_USAGE_STATS_ENABLED = 0
@@ -32,7 +34,7 @@ demo: $(STAMP) ## Run the main job on synthetic data: local Ray, SQLite MLflow
 	$(BIN)/explorer run demo
 
 test: $(STAMP) ## Run the tests, without the slow, GPU and cluster ones
-	$(BIN)/python -m pytest -m "not slow and not gpu and not cluster"
+	$(BIN)/python -m pytest -m "not slow and not gpu and not cluster" -n $(JOBS) --dist loadfile
 
 # pytest exits with 5 when nothing was collected.
 test-all: $(STAMP) ## Run the tests that `make test` leaves out, as far as this machine can

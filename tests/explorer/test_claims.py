@@ -57,6 +57,31 @@ def test_a_claim_is_held_against_the_interval(low, high, held):
     assert (row["exploration_id"], row["command"]) == ("a-1", "explorer run sshn-wbc")
 
 
+@pytest.mark.parametrize(
+    ("difference", "p", "held"),
+    [
+        (0.012, 0.01, "yes"),
+        (0.012, 0.2, "not separated"),
+        (-0.001, 0.01, "not separated"),
+        (-0.012, 0.99, "no"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("data", "number"),
+    [("oxford_pets, 64 x 64", "+3.1 points"), ("wbc", "+0.8 to +5.0 points (other data sets)")],
+)
+def test_the_best_of_both_are_held_against_a_test_over_images(difference, p, held, data, number):
+    document = front(0.2, 0.1, 0.3, data=data)
+    row = {"method": "sshn", "against": "fixed", "difference": difference}
+    document["comparison"]["significance_on_test"] = [row | {"wilcoxon_p": p, "num_samples": 80}]
+    best = found(document)[
+        "at its best φ it is more accurate than the best network trained for one φ"
+    ]
+    assert (best["held"], best["paper_number"]) == (held, number)
+    told = f"{100 * difference:+.2f} points of Dice (better: Wilcoxon p = {p:.2g}; 80 images)"
+    assert best["here"] == told
+
+
 def test_what_was_not_compared_has_no_row():
     whole = found(front(0.2, 0.1, 0.3))
     assert "one SSHN is more accurate than FiLM" not in whole
@@ -216,7 +241,13 @@ def test_every_claim_reads_a_document_that_can_be_asked_for():
     assert {"factors", "transfer"} <= set(documents_for("sshn", ["factors", "transfer"]))
     assert documents_for("hyda", ["domains", "cost"]) == ["domains"]
     assert documents_for("erm", []) == []
-    assert {claim.paper for claim in CLAIMS} == {"SSHN", "HyperMorph", "SpotTUnet", "HyDA"}
+    assert {claim.paper for claim in CLAIMS} == {
+        "SSHN",
+        "SSHN's forerunner",
+        "HyperMorph",
+        "SpotTUnet",
+        "HyDA",
+    }
 
 
 @pytest.mark.parametrize("document", [[], {}, {"rows": []}, {"analysis": "domains", "rows": []}])

@@ -114,12 +114,40 @@ def test_widths_that_do_not_fit_are_refused(name, widths, message):
         )
 
 
-def test_unknown_block_is_refused():
-    with pytest.raises(ValueError, match="block must be one of plain, residual, squeeze"):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"block": "dense"}, "^block must be one of plain, residual, squeeze, got 'dense'"),
+        (
+            {"decoder_block": "dense"},
+            "decoder_block must be one of plain, residual, squeeze, pooling, got 'dense'",
+        ),
+        ({"shortcuts": "none"}, "shortcuts must be true or false, got 'none'"),
+    ],
+)
+def test_unknown_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
         NETWORKS["unet"](
-            in_channels=1,
-            out_channels=2,
-            encoder_widths=(4, 4),
-            decoder_widths=(4,),
-            block="dense",
+            in_channels=1, out_channels=2, encoder_widths=(4, 4), decoder_widths=(4,), **options
         )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["unet", "pspnet"])
+def test_without_shortcuts_all_passes_through_the_smallest_features(name):
+    network = NETWORKS[name](
+        in_channels=1,
+        out_channels=2,
+        encoder_widths=(4, 4, 4),
+        decoder_widths=(4, 4),
+        shortcuts=False,
+    )
+    alone = NETWORKS[name](**network.arguments)
+    alone.load_state_dict(network.state_dict())
+    x = torch.randn(1, 1, 12, 12, generator=torch.Generator().manual_seed(5))
+    one_pixel = network(x, (0.0, 0.0))
+    torch.testing.assert_close(alone(x, (0.0, 0.0)), one_pixel)
+    assert network(x, (0.5, 0.5)).std(dim=(2, 3)).max() > 1e-3
+    # of a single pixel only the edges of the convolutions tell where one is
+    inner = one_pixel[:, :, 4:-4, 4:-4]
+    torch.testing.assert_close(inner, inner[:, :, :1, :1].expand_as(inner))

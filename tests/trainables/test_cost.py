@@ -1,4 +1,5 @@
 import random
+from functools import partial
 
 import pytest
 import torch
@@ -9,10 +10,14 @@ from trainables.cost import Operation, costs, rescaled_size
 from trainables.networks.architectures import NETWORKS
 from trainables.networks.unet import UNet
 
+VARIANTS = NETWORKS | {
+    f"{name}, no shortcuts": partial(NETWORKS[name], shortcuts=False) for name in ("unet", "pspnet")
+}
+
 
 def make_network(name, num_dims, rounding):
     with torch.device("meta"):
-        return NETWORKS[name](
+        return VARIANTS[name](
             in_channels=2,
             out_channels=4,
             encoder_widths=(3, 5, 5),
@@ -75,7 +80,7 @@ EXTREMES = [
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize(
     ("num_dims", "size", "factors", "rounding"), [*random_cases(20), *EXTREMES]
 )
@@ -88,7 +93,7 @@ def test_macs_are_half_of_what_torch_counts(name, num_dims, size, factors, round
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize(
     ("num_dims", "size", "factors", "rounding"), [*random_cases(12), *EXTREMES]
 )

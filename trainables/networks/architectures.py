@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import nn
 
-from trainables.networks.pyramids import FPN, PSPNet
+from trainables.networks.pyramids import FPN
 from trainables.networks.unet import UNet
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
@@ -15,5 +15,5 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "residual_unet": partial(UNet, block="residual"),
     "senet": partial(UNet, block="squeeze"),
     "fpn": FPN,
-    "pspnet": PSPNet,
+    "pspnet": partial(UNet, decoder_block="pooling"),
 }

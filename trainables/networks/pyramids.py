@@ -8,7 +8,6 @@ Shapes: B batch, C channels, then the spatial axes (two or three).
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -148,56 +147,3 @@ class PyramidPooling(nn.Module):
         ledger.held = held
         kernel = 3**self.num_dims
         ledger.convolve(f"{name}.conv1", joined, self.out_channels, size, kernel=kernel)
-
-
-class PSPNet(RescalingNetwork):
-    """Pyramid pooling in every stage of the decoder, which goes back to the size of the image.
-
-    Without shortcuts between encoder and decoder: what a stage knows of its surroundings are the
-    pooled means. The encoder's steps follow the rescaling factors.
-
-    Args:
-        arguments: see `RescalingNetwork`.
-
-    Raises:
-        ValueError: as there.
-    """
-
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        widths = [self.encoder_widths[-1], *self.decoder_widths]
-        self.decoder = nn.ModuleList(
-            PyramidPooling(before, after, num_dims=self.num_dims)
-            for before, after in itertools.pairwise(widths)
-        )
-        self.head = convolution(widths[-1], self.out_channels, 1, num_dims=self.num_dims)
-
-    def forward(self, x: Tensor, factors: Sequence[float]) -> Tensor:
-        """Return logits (B, out_channels, *spatial) of images (B, in_channels, *spatial).
-
-        Args:
-            x: images.
-            factors: one rescaling factor in [0, 1] per downsampling step.
-        """
-        sizes = []
-        for features in self.encoded(x, factors):
-            sizes.append(features.shape[2:])
-            x = features
-        for block, size in zip(self.decoder, sizes[-2::-1], strict=True):
-            x = block(resized(x, size))
-        logits: Tensor = self.head(x)
-        return logits
-
-    def operations(self, size: Size, factors: Sequence[float]) -> list[Operation]:
-        """List what `forward` does to one image of that spatial size, without running it."""
-        ledger = Ledger()
-        stages = self.write_encoder(ledger, size, factors, is_held=False)
-        channels, size = stages[-1]
-        for level, block in enumerate(self.decoder):
-            assert isinstance(block, PyramidPooling)
-            before, size = size, stages[-2 - level][1]
-            ledger.resize(f"decoder.{level}.rescale", channels, before, size)
-            block.write(ledger, f"decoder.{level}", size)
-            channels = block.out_channels
-        ledger.convolve("head", channels, self.out_channels, size, kernel=1)
-        return ledger.operations
