@@ -10,7 +10,12 @@ from trainables.memory import step_memory
 
 
 def spec_of(*changes):
-    small = ("dataset.size=[96, 96]", "model.width=8", "train.batch_size=16")
+    small = (
+        "dataset.size=[96, 96]",
+        "model.width=8",
+        "train.batch_size=16",
+        "train.precision=float32",
+    )
     return load_spec("demo", [*small, *changes])
 
 

@@ -94,6 +94,7 @@ def test_gradient_is_the_slope_of_the_objective(trained: Any) -> None:
         assert gradient[axis] == pytest.approx(slope, abs=2e-3 + 0.2 * abs(slope))
 
 
+@pytest.mark.timeout(60)  # 101 registrations of pairs
 def test_gradient_finds_what_a_grid_of_101_finds(registered: Any) -> None:
     optimizer, candidates = parts_of(registered)
     groups = [candidates.everything("dice", 20), *candidates.groups("label", "dice", 20)]
