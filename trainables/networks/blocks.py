@@ -110,7 +110,7 @@ class SqueezeBlock(PlainBlock):
         ledger.note(f"{name}.weigh", 2 * after * area + after, size)
 
 
-BLOCKS: dict[Block, Callable[..., PlainBlock]] = {
+BLOCKS: dict[str, Callable[..., PlainBlock]] = {
     "plain": PlainBlock,
     "residual": ResidualBlock,
     "squeeze": SqueezeBlock,

@@ -21,7 +21,7 @@ from trainables.networks.pyramids import PyramidPooling
 
 Interpolation = Literal["linear", "nearest"]
 DecoderBlock = Literal[Block, "pooling"]
-DECODER_BLOCKS: dict[DecoderBlock, Callable[..., PlainBlock | PyramidPooling]] = {
+DECODER_BLOCKS: dict[str, Callable[..., PlainBlock | PyramidPooling]] = {
     **BLOCKS,
     "pooling": PyramidPooling,
 }
