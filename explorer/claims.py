@@ -405,7 +405,7 @@ def _lost(document: Document) -> dict[str, tuple[float, float]]:
         found.setdefault(row["method"], (-math.inf, 0.0))
     for method in found:
         own = {
-            row["phi"]: (row["dice"], row["sd"] or 0.0)
+            row["phi"]: (row["dice"], math.nan if row["sd"] is None else row["sd"])
             for row in document["rows"]
             if row["method"] == method and "phi" in row
         }
@@ -418,12 +418,20 @@ def _lost(document: Document) -> dict[str, tuple[float, float]]:
     return found
 
 
+def _sd(spread: float) -> str:
+    return "" if math.isnan(spread) else f" ± {100 * spread:.1f}"
+
+
+def _over_seeds(spread: float) -> str:
+    return " (one seed: no spread)" if math.isnan(spread) else " (sd over seeds)"
+
+
 def _transferable(document: Document) -> Finding | None:
     """5 points of Dice are what is called usable here."""
     lost = _lost(document).get(_SSHN)
     if lost is None:
         return None
-    here = f"at most {100 * lost[0]:.1f} ± {100 * lost[1]:.1f} points lost (sd over seeds)"
+    here = f"at most {100 * lost[0]:.1f}{_sd(lost[1])} points lost{_over_seeds(lost[1])}"
     return Finding(here, _separated(0.05 - lost[0] - lost[1], 0.05 - lost[0] + lost[1]))
 
 
@@ -435,7 +443,7 @@ def _more_transferable(document: Document) -> Finding | None:
     error = math.hypot(lost[_FIXED][1], lost[_SSHN][1])
     here = (
         f"SSHN at most {100 * lost[_SSHN][0]:.1f} points, Fixed {100 * lost[_FIXED][0]:.1f}: "
-        f"{100 * gain:+.1f} ± {100 * error:.1f} (sd over seeds)"
+        f"{100 * gain:+.1f}{_sd(error)}{_over_seeds(error)}"
     )
     return Finding(here, _separated(gain - error, gain + error))
 

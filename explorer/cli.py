@@ -442,8 +442,10 @@ def report(
 
     Of explorations, which are analyzed for it (minutes), or of files that explorer frontier ID
     --compare --json or explorer analyze ID NAME --json printed. A claim held ("yes") where the
-    whole spread is on its side; "no" where it is on the other; else the two are "not separated".
-    For example:
+    whole spread is on its side; "no" where it is on the other; else the two are "not separated",
+    as where there is one seed and the spread is that over seeds. A training is called cheaper at
+    half the time or less, a network from 10 % fewer multiply-adds, weights serve at another
+    factor where at most 5 points are lost. For example:
 
         explorer report sshn-wbc-1
 
@@ -455,9 +457,14 @@ def report(
     with stdout_to_stderr():
         progress = ProgressReport()
         for source in sources or _finished(runs_dir):
+            path = Path(source)
+            if source.endswith(".json") and not path.exists():
+                raise InputError(f"{source}: there is no such file")
             if source.endswith(".json"):
-                rows += rows_of(read_json(Path(source)), source)
+                rows += rows_of(read_json(path), source)
                 continue
+            if path.is_file():
+                raise InputError(f"{source}: expected an exploration's id or a .json file")
             exploration = open_exploration(source, runs_dir)
             if (status := exploration.state["status"]) != "finished":
                 raise InputError(
@@ -476,7 +483,13 @@ def report(
 def _finished(runs_dir: str | None) -> list[str]:
     runs = runs_place(runs_dir)
     every = (Exploration(runs / exploration_id) for exploration_id in exploration_ids(runs))
-    return [own.id for own in every if own.state["status"] == "finished"]
+    finished = [own.id for own in every if own.state["status"] == "finished"]
+    if not finished:
+        raise InputError(
+            f"{runs}: no finished exploration to report on; name explorations or JSON files, or "
+            f"another --runs-dir"
+        )
+    return finished
 
 
 @app.command()
@@ -667,7 +680,8 @@ def datasets_check(
     """Count and validate the files of a data set; exit 2 when something is wrong."""
     from trainables.datasets.sources import DATASETS
 
-    report = find("datasets", name, DATASETS, Extensions()).check(root)
+    source = find("datasets", name, DATASETS, Extensions())
+    report = source.check(root)
     document = {
         "name": name,
         "root": str(root),
@@ -679,7 +693,11 @@ def datasets_check(
     def text() -> None:
         typer.echo(f"{name} in {root}: {report.num_images} images")
         for key, value in report.details.items():
-            typer.echo(f"  {key}: {value}")
+            told = value
+            if isinstance(value, dict):
+                told = ", ".join(f"{each} ({count})" for each, count in value.items())
+            typer.echo(f"  {key}: {told}")
+        typer.echo(f"  source: {source.summary}")
         for problem in report.problems:
             typer.echo(f"  problem: {problem}")
 

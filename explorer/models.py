@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from explorer.extensions import find
@@ -53,6 +56,23 @@ def method_of(spec: ExplorationSpec, name: str) -> Method:
     return find("methods", name, TRAINABLES, spec.extensions)
 
 
+# what a model tells every network by itself
+_GIVEN = ("in_channels", "out_channels", "encoder_widths", "decoder_widths", "num_dims", "rounding")
+
+
+def _options_of(network: Any) -> list[str]:
+    """Keywords that a network's constructor takes beside those that every network is given."""
+    while isinstance(network, partial):
+        network = network.func
+    found: set[str] = set()
+    for kind in network.__mro__ if isinstance(network, type) else (network,):
+        parameters = inspect.signature(kind).parameters.values()
+        found |= {one.name for one in parameters if one.kind is one.KEYWORD_ONLY}
+        if not any(one.kind is one.VAR_KEYWORD for one in parameters):
+            break
+    return sorted(found - set(_GIVEN))
+
+
 def build_trainable(
     spec: ExplorationSpec, method: str | None = None, settled: Config | None = None
 ) -> Trainable:
@@ -71,9 +91,14 @@ def build_trainable(
     try:
         return chosen.construct(model, settled)
     except TypeError as error:
-        if "keyword argument" not in str(error):
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if unknown is None:
             raise
-        raise InputError(f"model.options of {spec.model.network}: {error}") from None
+        known = _options_of(find("networks", spec.model.network, NETWORKS, spec.extensions))
+        raise InputError(
+            f"model.options of {spec.model.network}: unknown option {unknown[1]!r}; known: "
+            f"{', '.join(known) or 'none'}"
+        ) from None
     except ValueError as error:
         raise InputError(f"model: {spec.model.network}: {error}") from None
 

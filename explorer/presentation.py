@@ -118,12 +118,19 @@ def show_comparison(comparison: Mapping[str, Any]) -> None:
         )
     console = _console()
     console.print(table)
+    for name, row in comparison["methods"].items():
+        if objectives[0]["direction"] == "maximize" and row["best"]["metrics"][quality] == 0:
+            console.print(
+                f"{name} has learned nothing: {quality} is 0 at every setting; train longer, or at "
+                f"another learning rate (train.epochs, train.learning_rate)"
+            )
     for row in comparison["paired_on_test"]:
         console.print(
             f"{row['method']} minus {row['against']}, {row['metric']} on test: "
             f"{100 * row['difference']:+.2f} points (95 % interval {100 * row['low']:+.2f} to "
             f"{100 * row['high']:+.2f}; {row['num_settings']} settings, "
-            f"{row['num_images']} samples, {row['num_seeds']} seeds)"
+            f"{row['num_images']} samples, {row['num_seeds']} "
+            f"{'seed' if row['num_seeds'] == 1 else 'seeds'})"
         )
     for row in comparison["significance_on_test"]:
         console.print(
@@ -246,7 +253,7 @@ def show_report(rows: Sequence[Mapping[str, Any]]) -> None:
         console.print("none of these explorations says anything of a claim of the papers")
         return
     console.print(table)
-    for exploration_id, command in _commands(rows).items():
+    for exploration_id, command in _commands(rows):
         console.print(f"{exploration_id}: {command}", soft_wrap=True)
 
 
@@ -259,7 +266,7 @@ def report_in_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     for row in rows:
         cells = [cell.replace("|", "\\|") for cell in _claimed(row)]
         lines.append(f"| {' | '.join(cells)} |")
-    commands = dict.fromkeys(_commands(rows).values())
+    commands = dict.fromkeys(command for _, command in _commands(rows))
     return "\n".join([*lines, "", "```", *commands, "```"])
 
 
@@ -269,8 +276,10 @@ def _claimed(row: Mapping[str, Any]) -> list[str]:
     return [paper, row["claim"], row["paper_number"], row["here"], row["held"], row["data"], cost]
 
 
-def _commands(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    return {row["exploration_id"]: row["command"] for row in rows if row["command"]}
+def _commands(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Ids and commands, each pair once: files of two explorations may tell the same id."""
+    told = ((row["exploration_id"], row["command"]) for row in rows if row["command"])
+    return list(dict.fromkeys(told))
 
 
 def show_analysis(document: Mapping[str, Any]) -> None:

@@ -289,8 +289,34 @@ def test_committed_results_are_reported(tmp_path):
     assert "explorer run sshn-wbc --set dataset.root=DIR" in written
     both = CliRunner().invoke(app, ["report", *files, "--markdown", "--json"])
     assert "expected one of them" in str(both.exception)
-    missing = CliRunner().invoke(app, ["report", str(tmp_path / "none.json")])
-    assert "none.json is missing" in str(missing.exception)
+
+
+def test_what_is_no_document_is_refused(tmp_path):
+    def refusal(*words):
+        return str(CliRunner().invoke(app, ["report", *words]).exception)
+
+    assert "none.json: there is no such file" in refusal(str(tmp_path / "none.json"))
+    picture = RESULTS / "sshn-wbc-phi.png"
+    assert "expected an exploration's id or a .json file" in refusal(str(picture))
+    assert "no finished exploration to report on" in refusal("--runs-dir", str(tmp_path))
+
+
+def test_every_command_is_told_though_ids_are_the_same(tmp_path):
+    files = []
+    for command in ("explorer run a", "explorer run b", "explorer run a"):
+        files.append(str(tmp_path / f"{len(files)}.json"))
+        Path(files[-1]).write_text(json.dumps(front(0.2, 0.1, 0.3, command=command)))
+    told = CliRunner().invoke(app, ["report", *files]).stdout
+    assert (told.count("a-1: explorer run a"), told.count("a-1: explorer run b")) == (1, 1)
+
+
+def test_one_seed_has_no_spread_and_separates_nothing():
+    document = json.loads((RESULTS / "sshn-wbc-prior-width-transfer.json").read_text())
+    assert {row["held"] for row in rows_of(document, "there")} == {"yes"}
+    rows = [row | {"sd": None} if "sd" in row else row for row in document["rows"]]
+    for row in rows_of(document | {"rows": rows}, "there"):
+        assert row["held"] == "not separated"
+        assert row["here"].endswith("(one seed: no spread)")
 
 
 def test_the_readme_shows_what_the_report_prints(monkeypatch):

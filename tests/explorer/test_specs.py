@@ -380,11 +380,17 @@ def test_folder_is_no_spec(tmp_path):
         ("baselines=[{method: fixed, grid: {psi: [0.5]}}]", "baselines: fixed: expected values"),
         ("baselines=[{method: best}]", "unknown method 'best'"),
         ("model.network=vnet", "unknown model.network 'vnet'; known: fpn, pspnet"),
-        ("model.options={depth: 3}", "model.options of unet: .*unexpected keyword.*'depth'"),
+        (
+            "model.options={depth: 3}",
+            "model.options of unet: unknown option 'depth'; known: block, decoder_block",
+        ),
         ("model.options={interpolation: cubic}", "model: unet: interpolation must be one of"),
         ("model.choices={interpolation: [linear, cubic]}", "must be one of .*, got 'cubic'"),
         ("model.choices={phi: [linear, cubic]}", "model: unet: parameter names must differ"),
-        ("model.choices={depth: [a, b]}", "model.options of unet: .*unexpected keyword.*'depth'"),
+        (
+            "model.choices={depth: [a, b]}",
+            "model.options of unet: unknown option 'depth'; known: block, decoder_block",
+        ),
         (
             "model.choices={interpolation: [linear, nearest]}",
             "baselines: fixed: expected values for phi, interpolation, got phi",
