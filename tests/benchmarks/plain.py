@@ -1,18 +1,21 @@
 """The trainings of an exploration on a machine that has torch and this repository, but no Ray.
 
     python tests/benchmarks/plain.py write SPEC JOBS.json [--set PATH=VALUE ...]
-    python tests/benchmarks/plain.py run JOBS.json ... OUT --root DIR [--processes N]
+    python tests/benchmarks/plain.py run JOBS.json ... OUT --root DIR [--processes N] [--seeds N ..]
+        [--rates METHOD=RATE ...]
     python tests/benchmarks/plain.py keep JOBS.json OUT RUN
 
 `write` lists the trainings of a specification of segmentation with all that decides them, `run`
 makes them there in the plain training context, several side by side, and `keep` puts them into the
 folder RUN of an exploration that was started and interrupted: `explorer resume` goes on with it.
-A training that is there already is not made again.
+A training that is there already is not made again. Where a specification has several learning
+rates, make those of its first seed, then the other seeds' at the rates whose mean is best.
 """
 
 import argparse
 import hashlib
 import json
+import math
 import multiprocessing
 import sys
 import time
@@ -46,8 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command.add_argument("jobs", type=Path, nargs="+")
     command.add_argument("out", type=Path)
     command.add_argument("--root")
-    command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    # asked before the forks, CUDA would not start in them
+    command.add_argument("--device", default="cuda")
     command.add_argument("--processes", type=int, default=1)
+    command.add_argument("--seeds", type=int, nargs="+", help="of them alone")
+    command.add_argument("--rates", nargs="+", default=[], help="METHOD=RATE: of it alone")
     command.add_argument("--seconds", type=float, default=1e9, help="after which it gives up")
     command = commands.add_parser("keep")
     command.add_argument("jobs", type=Path)
@@ -91,6 +97,8 @@ def run(
     root: str | None,
     device: str,
     processes: int,
+    seeds: Sequence[int] | None,
+    rates: Sequence[str],
     seconds: float,
 ) -> None:
     """Make the trainings, the longest first, and leave OUT/FILE/TRIAL.safetensors of each.
@@ -98,17 +106,25 @@ def run(
     Exits with 1 unless all of them are there.
     """
     start = time.perf_counter()
+    only = {method: float(rate) for method, rate in (text.split("=") for text in rates)}
     work: list[tuple[str, dict[str, Any], Path, str]] = []
+    asked: list[tuple[str, dict[str, Any], Path]] = []
     for path in jobs:
         written = json.loads(path.read_text())
         _DATA[path.stem] = _data(written["dataset"], root)
         for job in written["jobs"]:
-            target = out / path.stem / f"{job['trial']['trial_id']}.safetensors"
+            trial = job["trial"]
+            if seeds is not None and trial["seed"] not in seeds:
+                continue
+            if trial["learning_rate"] != only.get(trial["method"], trial["learning_rate"]):
+                continue
+            target = out / path.stem / f"{trial['trial_id']}.safetensors"
+            asked.append((path.stem, job, target))
             if _trained(target, job) is None:
                 work.append((path.stem, {**job, "processes": processes}, target, device))
     work.sort(key=lambda one: -_size(one[1]))
     print(f"{len(work)} trainings, data read in {time.perf_counter() - start:.1f} s", flush=True)
-    with multiprocessing.get_context("fork").Pool(processes, maxtasksperchild=1) as pool:
+    with multiprocessing.get_context("fork").Pool(processes) as pool:
         results = pool.imap_unordered(_train, work)
         for number in range(1, len(work) + 1):
             left = start + seconds - time.perf_counter()
@@ -118,7 +134,14 @@ def run(
                 print(f"given up: {len(work) - number + 1} trainings are left", flush=True)
                 break
             print(f"{time.perf_counter() - start:6.1f} s  {number}/{len(work)} {note}", flush=True)
-    if any(_trained(target, job) is None for _, job, target, _ in work):
+    metrics: dict[str, list[float]] = {}
+    for name, job, target in asked:
+        told = _trained(target, job)
+        group = f"{name}: {job['trial']['method']}, rate {job['trial']['learning_rate']:g}"
+        metrics.setdefault(group, []).append(math.nan if told is None else told["best_metric"])
+    for group, values in metrics.items():
+        print(f"{group}: mean on validation {sum(values) / len(values):.4f} of {len(values)}")
+    if any(math.isnan(value) for values in metrics.values() for value in values):
         sys.exit(1)
 
 

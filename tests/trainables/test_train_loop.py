@@ -76,8 +76,8 @@ class KilledError(Exception):
 class KilledContext(PlainContext):
     """Ends the training at the report of an epoch, before anything is kept of it."""
 
-    def __init__(self, folder, epoch):
-        super().__init__(folder, device="cpu")
+    def __init__(self, folder, epoch, device="cpu"):
+        super().__init__(folder, device=device)
         self.epoch = epoch
 
     def report(self, metrics, checkpoint_dir):
