@@ -48,6 +48,7 @@ from explorer.presentation import (
     show_answer,
     show_comparison,
     show_costs,
+    show_folder,
     show_optima,
     show_point,
     show_points,
@@ -690,18 +691,7 @@ def datasets_check(
         "details": report.details,
     }
 
-    def text() -> None:
-        typer.echo(f"{name} in {root}: {report.num_images} images")
-        for key, value in report.details.items():
-            told = value
-            if isinstance(value, dict):
-                told = ", ".join(f"{each} ({count})" for each, count in value.items())
-            typer.echo(f"  {key}: {told}")
-        typer.echo(f"  source: {source.summary}")
-        for problem in report.problems:
-            typer.echo(f"  problem: {problem}")
-
-    print_document(document, as_json, text)
+    print_document(document, as_json, lambda: show_folder(document, source.summary))
     if report.problems:
         raise typer.Exit(2)
 

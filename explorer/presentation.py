@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
@@ -17,6 +18,7 @@ from search_spaces.problem import Objective
 
 MAX_ROWS = 30
 MAX_LABELS = 6  # of a point in a line
+MAX_NAMES = 3  # of files in a line
 MIN_WIDTH = 120  # of tables that go into a file or a pipe
 WIDE = 180  # likewise, of many columns
 
@@ -216,6 +218,26 @@ def show_optima(document: Mapping[str, Any]) -> None:
             f"{one['elapsed_s']:.2f}",
         )
     _console().print(table)
+
+
+def show_folder(document: Mapping[str, Any], source: str) -> None:
+    """What a look at the folder of a data set found."""
+    typer.echo(f"{document['name']} in {document['root']}: {document['num_images']} images")
+    for key, value in document["details"].items():
+        if value:
+            typer.echo(f"  {key}: {_found(value)}")
+    typer.echo(f"  source: {source}")
+    for problem in document["problems"]:
+        typer.echo(f"  problem: {problem}")
+
+
+def _found(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{each} ({_found(own)})" for each, own in value.items())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        more = len(value) - MAX_NAMES
+        return ", ".join(map(str, value[:MAX_NAMES])) + (f" and {more} more" if more > 0 else "")
+    return str(value)
 
 
 def show_costs(document: Mapping[str, Any]) -> None:

@@ -117,6 +117,31 @@ def test_folder_of_something_else_is_refused(tmp_path, name):
     assert str(tmp_path) in said.partition("problem: ")[2]
 
 
+@pytest.mark.parametrize("name", ["oxford_pets", "cub200"])
+def test_all_that_is_missing_stands_in_one_line(tmp_path, name):
+    said = check(name, str(tmp_path))[1]
+    (line,) = [line for line in said.splitlines() if "problem: " in line]
+    assert line.count(str(tmp_path)) > 3
+    assert line.count("dataset.root must hold") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"), [("oxford_pets", "images"), ("cub200", "CUB_200_2011/images/001.More")]
+)
+def test_pictures_that_no_list_names_are_told(copy, name, folder):
+    root = copy(name)
+    (root / folder).mkdir(exist_ok=True)
+    for number in range(5):
+        (root / folder / f"More_{number}.jpg").write_bytes(b"never read")
+    code, said = check(name, str(root))
+    assert code == 0
+    (line,) = [line for line in said.splitlines() if "unlisted: " in line]
+    assert line.endswith(" and 2 more")
+    assert line.count("More_") == 3
+    listed = json.loads(check(name, str(root), as_json=True)[1])["details"]["unlisted"]
+    assert [path.rpartition("/")[2] for path in listed] == [f"More_{n}" for n in range(5)]
+
+
 @pytest.mark.parametrize("damage", ["missing", "cut"])
 @pytest.mark.parametrize(("name", "file"), CASES)
 def test_file_that_is_missing_or_cut_in_half_is_named(copy, name, file, damage):

@@ -36,6 +36,7 @@ from trainables.datasets.files import (
     check_files,
     decode_image,
     load_files,
+    missing_paths,
     open_listing,
     read_picture,
     read_text,
@@ -108,19 +109,13 @@ def _listing(root: Path) -> Listing:
     beside, inside = root / "segmentations", folder / "segmentations"
     segmentations = inside if inside.is_dir() else beside
     lists = tuple(folder / name for name in _LISTS)
-    missing = [
-        f"cub200: {str(path)!r} is missing; dataset.root must hold {_FOLDER} of"
-        " data.caltech.edu/records/65de6-vp158 and segmentations of"
+    advice = (
+        f"{_FOLDER} of data.caltech.edu/records/65de6-vp158 and segmentations of"
         " data.caltech.edu/records/w9d68-gec53 (non-commercial research and education)"
-        for path, is_there in (
-            (folder / "images", (folder / "images").is_dir()),
-            (segmentations, segmentations.is_dir()),
-            *((path, path.is_file()) for path in lists),
-        )
-        if not is_there
-    ]
-    if missing:
-        return Listing(root, (), tuple(missing))
+    )
+    folders = (folder / "images", segmentations)
+    if missing := missing_paths("cub200", folders, lists, advice):
+        return Listing(root, (), (missing,))
     try:
         names, classes, splits, species = (_read_list(path) for path in lists)
         _require_complete(folder, names, classes, splits, species)
@@ -140,6 +135,8 @@ def _listing(root: Path) -> Listing:
                 (number, Sample(name, image_path, mask_path, 0, int(classes[number]) - 1))
             )
     present = [number for number, _ in samples]
+    pictures = (folder / "images").glob("*/[!.]*.jpg")
+    unlisted = {f"{path.parent.name}/{path.stem}" for path in pictures} - set(names.values())
     return Listing(
         root,
         tuple(sample for _, sample in samples),
@@ -149,6 +146,7 @@ def _listing(root: Path) -> Listing:
             "species": tuple(species[int(classes[number])] for number in present),
             "split": tuple(_SPLITS[splits[number]] for number in present),
         },
+        tuple(sorted(unlisted)),
     )
 
 

@@ -76,6 +76,7 @@ class Listing:
         problems: what is wrong with the layout, one line each.
         lists: further files that were read; they enter the digest.
         attributes: of the data set, one value per sample.
+        unlisted: names of images that lie there and are left out, as no list names them.
     """
 
     root: Path
@@ -83,6 +84,7 @@ class Listing:
     problems: tuple[str, ...]
     lists: tuple[Path, ...] = ()
     attributes: Mapping[str, Column] = field(default_factory=dict)
+    unlisted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -287,11 +289,13 @@ def check_files(
     usable = [sample for sample, line in zip(listing.samples, found, strict=True) if line is None]
     domains = Counter(domain_names[sample.domain] for sample in usable)
     classes = Counter(sample.class_index for sample in usable)
-    details = {
+    details: dict[str, Any] = {
         "domains": {each: num_each * domains[each] for each in domains},
         "classes": {str(index): num_each * classes[index] for index in sorted(classes)},
         "groups": len({sample.group or sample.id for sample in usable}),
     }
+    if listing.unlisted:
+        details["unlisted"] = list(listing.unlisted)
     lines = (*listing.problems, *(line for line in found if line is not None))
     return DatasetReport(num_each * len(usable), lines, details)
 
@@ -315,6 +319,23 @@ def open_listing(
         return list_files(folder)
     except OSError as error:
         raise InputError(f"{name}: {error.filename}: cannot be read ({error.strerror})") from error
+
+
+def missing_paths(name: str, folders: Iterable[Path], files: Iterable[Path], advice: str) -> str:
+    """One line on the folders and files that are not there; empty where all are.
+
+    Args:
+        name: of the data set.
+        folders: that must be there.
+        files: that must be there.
+        advice: what `dataset.root` must hold, and where that is from.
+    """
+    absent = [repr(str(path)) for path in folders if not path.is_dir()]
+    absent += [repr(str(path)) for path in files if not path.is_file()]
+    if not absent:
+        return ""
+    verb = "is" if len(absent) == 1 else "are"
+    return f"{name}: {', '.join(absent)} {verb} missing; dataset.root must hold {advice}"
 
 
 def read_bytes(path: Path) -> bytes:

@@ -26,6 +26,7 @@ from trainables.datasets.files import (
     check_files,
     decode_image,
     load_files,
+    missing_paths,
     open_listing,
     read_picture,
     read_text,
@@ -77,18 +78,10 @@ def _decode(sample: Sample, image_bytes: bytes, mask_bytes: bytes, size: Size) -
 
 def _listing(root: Path) -> Listing:
     lists = tuple(root / "annotations" / name for name in LISTS)
-    missing = [
-        f"oxford_pets: {str(path)!r} is missing; dataset.root must hold 'images' and 'annotations'"
-        " of www.robots.ox.ac.uk/~vgg/data/pets"
-        for path, is_there in (
-            (root / "images", (root / "images").is_dir()),
-            (root / "annotations" / "trimaps", (root / "annotations" / "trimaps").is_dir()),
-            *((path, path.is_file()) for path in lists),
-        )
-        if not is_there
-    ]
-    if missing:
-        return Listing(root, (), tuple(missing))
+    images, trimaps = root / "images", root / "annotations" / "trimaps"
+    advice = "'images' and 'annotations' of www.robots.ox.ac.uk/~vgg/data/pets"
+    if missing := missing_paths("oxford_pets", (images, trimaps), lists, advice):
+        return Listing(root, (), (missing,))
     try:
         listed = [sample for path in lists for sample in _read_list(root, path)]
     except InputError as error:
@@ -107,7 +100,14 @@ def _listing(root: Path) -> Listing:
             f" got {len(listed)} lines for {len(samples)} pictures; copy the official lists again"
         )
     present = [s for s in samples.values() if s.image_path.is_file() and s.mask_path.is_file()]
-    return Listing(root, tuple(sorted(present, key=lambda s: s.id)), tuple(problems), lists)
+    unlisted = {path.stem for path in images.glob("[!.]*.jpg")} - samples.keys()
+    return Listing(
+        root,
+        tuple(sorted(present, key=lambda s: s.id)),
+        tuple(problems),
+        lists,
+        unlisted=tuple(sorted(unlisted)),
+    )
 
 
 def _read_list(root: Path, path: Path) -> list[Sample]:
