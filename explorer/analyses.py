@@ -28,6 +28,12 @@ def analyses_of(spec: ExplorationSpec) -> dict[str, str]:
     return {name: one.summary for name, one in _known(spec).items()}
 
 
+def lacking_for(spec: ExplorationSpec) -> dict[str, str]:
+    """Of the same analyses those that this spec cannot have, and what each would need."""
+    found = {name: one.lacking(spec) for name, one in _known(spec).items()}
+    return {name: lacking for name, lacking in found.items() if lacking}
+
+
 def _known(spec: ExplorationSpec) -> dict[str, NamedAnalysis]:
     model = method_of(spec, spec.method).described_by
     return next((own for kind, own in ANALYSES.items() if issubclass(model, kind)), {})
@@ -37,13 +43,16 @@ def analyse(explored: Explored, name: str) -> Analysis:
     """Carry an analysis out.
 
     Raises:
-        InputError: there is none of that name for its task, or not enough was measured.
+        InputError: there is none of that name for its task, it is not of this kind, or not enough
+            was measured.
     """
     known = _known(explored.spec)
     if not known:
         raise InputError(f"{explored.exploration_id}: there is no analysis for its task yet")
     if name not in known:
         raise unknown_name(f"analysis of {explored.exploration_id}", name, known)
+    if lacking := known[name].lacking(explored.spec):
+        raise InputError(f"{explored.exploration_id}: {name} needs {lacking}")
     if not len(explored.samples.get("sample_id", ())):
         raise InputError(
             f"{explored.exploration_id}: nothing was measured on test yet; let it finish, or "

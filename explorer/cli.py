@@ -411,12 +411,15 @@ def analyze(
     """
     exploration = open_exploration(exploration_id, runs_dir)
     if name is None:
-        known = exploration.analyses()
+        known, lacking = exploration.analyses(), exploration.analyses_lacking()
         print_document(
-            {"exploration_id": exploration.id, "analyses": known},
+            {"exploration_id": exploration.id, "analyses": known, "needs": lacking},
             as_json,
             lambda: show_table(
-                [{"analysis": own, "shows": text} for own, text in known.items()],
+                [
+                    {"analysis": own, "shows": text, "needs": lacking.get(own, "")}
+                    for own, text in known.items()
+                ],
                 empty=f"there is no analysis of {exploration.id} yet",
             ),
         )

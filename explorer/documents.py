@@ -92,7 +92,7 @@ def reported(exploration: Exploration, progress: ProgressReport) -> Iterator[dic
 
     What it cannot say, since it did not measure it or its data are gone, `progress` is told.
     """
-    known = exploration.analyses()
+    known = exploration.analyses().keys() - exploration.analyses_lacking().keys()
     for name in documents_for(exploration.spec.method, list(known)):
         progress.say(f"{exploration.id}: {name}")
         try:

@@ -377,6 +377,12 @@ class Exploration:
 
         return analyses_of(self.spec)
 
+    def analyses_lacking(self) -> dict[str, str]:
+        """Of these the analyses that it cannot have, and what each would need."""
+        from explorer.analyses import lacking_for
+
+        return lacking_for(self.spec)
+
     def analyze(
         self, name: str, *, progress: ProgressReport | None = None
     ) -> tuple[Analysis, Place, Place]:

@@ -81,7 +81,8 @@ class Explored:
 
 @dataclass(frozen=True)
 class NamedAnalysis:
-    """An analysis, and what it tells in a line."""
+    """An analysis, what it tells in a line, and what a spec lacks for it, in words, if anything."""
 
     summary: str
     analyse: Callable[[Explored], Analysis]
+    lacking: Callable[[ExplorationSpec], str] = lambda _: ""

@@ -32,8 +32,9 @@ from explorer.rescalings import (
     spread,
     told,
     trials_of_method,
+    without_one_factor,
 )
-from search_spaces.errors import InputError
+from explorer.specs import ExplorationSpec
 from search_spaces.space import Config
 from trainables.base import Arrays
 from trainables.inspection import (
@@ -55,12 +56,7 @@ def _prior_width(explored: Explored) -> Analysis:
     explored = one_way(explored, vary=("prior_width",))
     main, quality = explored.spec.method, explored.objectives[0].name
     middle = middle_of_prior(explored) | choices_of(explored)
-    widths = explored.spec.train.grid.get("prior_width")
-    if not widths or len(widths) < 2:
-        raise InputError(
-            f"{explored.exploration_id}: it was trained with one width of the prior; name several, "
-            "such as train.grid: {prior_width: [0, 0.02, 0.05]}"
-        )
+    widths = explored.spec.train.grid["prior_width"]
     data, rows = explored.images(), list[Row]()
     for width in widths:
         trials = {
@@ -112,6 +108,12 @@ def _prior_width(explored: Explored) -> Analysis:
     return Analysis(rows, notes, figure)
 
 
+def _without_widths(spec: ExplorationSpec) -> str:
+    if len(spec.train.grid.get("prior_width", ())) > 1:
+        return ""
+    return "several widths of the prior, such as train.grid: {prior_width: [0, 0.02, 0.05]}"
+
+
 def _of_width(row: Row) -> str:
     return "" if row["prior_width"] is None else f" of half width {row['prior_width']:g}"
 
@@ -141,7 +143,7 @@ def _transfer(explored: Explored) -> Analysis:
     """Fig. 9: weights of one setting, run at others; of the hypernetwork, and of a Fixed one."""
     explored = one_way(explored)
     main, quality = explored.spec.method, explored.objectives[0].name
-    (name,) = factor_names(explored, 1)
+    (name,) = factor_names(explored.spec)
     rival = grid_method(explored)
     home = middle_of_prior(explored)[name]
     if rival is not None:
@@ -296,9 +298,13 @@ def _feature_maps(explored: Explored) -> Analysis:
 
 ANALYSES: dict[str, NamedAnalysis] = {
     "prior-width": NamedAnalysis(
-        "quality in the middle of priors of several widths, on train and test", _prior_width
+        "quality in the middle of priors of several widths, on train and test",
+        _prior_width,
+        _without_widths,
     ),
-    "transfer": NamedAnalysis("weights of one rescaling factor run at others", _transfer),
+    "transfer": NamedAnalysis(
+        "weights of one rescaling factor run at others", _transfer, without_one_factor
+    ),
     "variation": NamedAnalysis(
         "how much predicted weights vary over the settings, layer by layer", _variation
     ),

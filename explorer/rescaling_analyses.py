@@ -40,7 +40,10 @@ from explorer.rescalings import (
     table_of,
     told,
     trials_of_method,
+    without_one_factor,
+    without_several_factors,
 )
+from explorer.specs import ExplorationSpec
 from search_spaces.errors import InputError
 from trainables.base import Arrays
 
@@ -53,7 +56,7 @@ def _structures(explored: Explored) -> Analysis:
     """Fig. 4: quality of every structure, of the grid's largest network and of several settings."""
     explored = one_way(explored)
     main, quality = explored.spec.method, objectives_of(explored)[0].name
-    (name,) = factor_names(explored, 1)
+    (name,) = factor_names(explored.spec)
     labels = list(build_trainable(explored.spec).model.labels)  # type: ignore[attr-defined]
     if any(f"metric/{quality}/{label}" not in explored.samples for label in labels):
         raise InputError(f"{explored.exploration_id}: {quality} is not told of single labels")
@@ -227,14 +230,9 @@ def _training_cost(explored: Explored) -> Analysis:
 def _training_parameters(explored: Explored) -> Analysis:
     """What each way of training gives, along the factor: small, middle and large ones, and cost."""
     grid = list(explored.spec.train.grid)
-    if not grid:
-        raise InputError(
-            f"{explored.exploration_id}: it was trained in one way; name several in train.grid, "
-            f"such as {{distillation: [0, 0.5], prior_power: [1, 2]}}"
-        )
     explored = one_way(explored, vary=grid)
     main, (quality, _) = explored.spec.method, objectives_of(explored)
-    (name,) = factor_names(explored, 1)
+    (name,) = factor_names(explored.spec)
     ways: dict[str, list[Point]] = {}
     for point in points_of(explored, main):
         way = told({own: point.conditioning[own] for own in grid if own in point.conditioning})
@@ -270,6 +268,12 @@ def _training_parameters(explored: Explored) -> Analysis:
     return Analysis(rows, notes, figure)
 
 
+def _without_ways(spec: ExplorationSpec) -> str:
+    if spec.train.grid:
+        return ""
+    return "several ways of training, such as train.grid: {distillation: [0, 0.5]}"
+
+
 def _line(
     points: Sequence[Point], name: str, quality: str
 ) -> list[tuple[float, float, float | None]]:
@@ -282,7 +286,7 @@ def _separate(explored: Explored) -> Analysis:
     """Fig. 12: quality at every combination of factors, and how much each of them matters."""
     explored = drawn(one_way(explored, vary=("draws",)), "separate")
     quality = objectives_of(explored)[0].name
-    names = factor_names(explored, 2)
+    names = factor_names(explored.spec)
     points = points_of(explored, explored.spec.method)
     factors = np.array([[float(p.conditioning[name]) for name in names] for p in points])
     values = np.array([point.test_metrics[quality] for point in points])
@@ -319,7 +323,7 @@ def _fronts(explored: Explored) -> Analysis:
     """Fig. 13: fronts of separate factors, of a common one, and of a grid of networks."""
     explored = one_way(explored, vary=("draws",))
     main, (quality, cost) = explored.spec.method, objectives_of(explored)
-    names = factor_names(explored, 2)
+    names = factor_names(explored.spec)
     series: dict[str, list[Point]] = {}
     separate = points_of(drawn(explored, "separate"), main)
     series[f"{main}, separate factors"] = separate
@@ -370,18 +374,26 @@ def _front(points: Sequence[Point], quality: str, cost: str) -> list[Point]:
 
 
 ANALYSES: dict[str, NamedAnalysis] = {
-    "structures": NamedAnalysis("quality of every structure, the largest first", _structures),
+    "structures": NamedAnalysis(
+        "quality of every structure, the largest first", _structures, without_one_factor
+    ),
     "iso-accuracy": NamedAnalysis(
         "how much cheaper at the same quality, and what each saving loses", _iso_accuracy
     ),
     "parameters": NamedAnalysis(
-        "what each way of training that a grid names gives along the factor", _training_parameters
+        "what each way of training that a grid names gives along the factor",
+        _training_parameters,
+        lambda spec: without_one_factor(spec) or _without_ways(spec),
     ),
     "training-cost": NamedAnalysis("what training costs each method", _training_cost),
     "factors": NamedAnalysis(
-        "quality at every combination of separate factors, and which of them matters", _separate
+        "quality at every combination of separate factors, and which of them matters",
+        _separate,
+        without_several_factors,
     ),
     "factor-fronts": NamedAnalysis(
-        "fronts of separate factors, of a common one and of a grid", _fronts
+        "fronts of separate factors, of a common one and of a grid",
+        _fronts,
+        without_several_factors,
     ),
 }

@@ -17,6 +17,7 @@ from explorer.measurements import Columns
 from explorer.models import method_of
 from explorer.points import Point
 from explorer.queries import PointTable
+from explorer.specs import ExplorationSpec
 from search_spaces.errors import InputError
 from search_spaces.problem import Objective
 from search_spaces.rescaling import rescaling_space
@@ -150,19 +151,22 @@ def point_at(explored: Explored, method: str, conditioning: Mapping[str, float |
     return point
 
 
-def factor_names(explored: Explored, least: int) -> list[str]:
-    """Names of the rescaling factors; one, or at least two.
+def factor_names(spec: ExplorationSpec) -> list[str]:
+    """Names of the rescaling factors."""
+    return list(rescaling_space(num_factors=spec.model.num_factors).names)
 
-    Raises:
-        InputError: there are others.
-    """
-    names = list(rescaling_space(num_factors=explored.spec.model.num_factors).names)
-    if (least == 1) != (len(names) == 1):
-        wanted = "one rescaling factor" if least == 1 else "several, model.num_factors: 3"
-        raise InputError(
-            f"{explored.exploration_id}: this analysis is of {wanted}; there are {', '.join(names)}"
-        )
-    return names
+
+def without_one_factor(spec: ExplorationSpec) -> str:
+    """What a spec of several rescaling factors lacks."""
+    names = factor_names(spec)
+    return "" if len(names) == 1 else f"one rescaling factor; there are {', '.join(names)}"
+
+
+def without_several_factors(spec: ExplorationSpec) -> str:
+    """What a spec of one rescaling factor lacks."""
+    names = factor_names(spec)
+    several = "several rescaling factors (model.num_factors: 3)"
+    return "" if len(names) > 1 else f"{several}; there is {names[0]}"
 
 
 def grid_method(explored: Explored) -> str | None:

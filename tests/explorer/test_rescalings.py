@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from explorer.analyses import analyse, lacking_for
 from explorer.explored import Explored
 from explorer.rescaling_analyses import ANALYSES, _volumes
 from explorer.rescalings import diagonal, drawn, one_way, points_of
@@ -112,10 +113,19 @@ def test_structures_have_the_volume_of_their_own_labels_both_sides_together():
     }
 
 
-def test_one_way_of_training_is_no_table_of_ways():
+@pytest.mark.parametrize(
+    ("name", "lacking"),
+    [
+        ("parameters", "several ways of training, such as train.grid: "),
+        ("prior-width", "several widths of the prior, such as train.grid: "),
+        ("factors", r"several rescaling factors \(model.num_factors: 3\); there is phi"),
+    ],
+)
+def test_what_a_spec_lacks_for_an_analysis_is_told_before_anything_is_read(name, lacking):
     made = explored(both_splits(0.5, 0.5), {"sshn-s0": {}})
-    with pytest.raises(InputError, match="it was trained in one way; name several"):
-        ANALYSES["parameters"].analyse(made)
+    assert set(lacking_for(made.spec)) == {"parameters", "prior-width", "factors", "factor-fronts"}
+    with pytest.raises(InputError, match=f"{name} needs {lacking}"):
+        analyse(made, name)
 
 
 def test_ways_of_training_are_told_by_thirds_of_the_factor():

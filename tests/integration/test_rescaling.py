@@ -157,7 +157,7 @@ def test_analyses_of_separate_factors(runs_dir):
     assert series == {"sshn, separate factors", "sshn, a common factor", "fixed"}
     common = [r["setting"] for r in fronts if r["series"] == "sshn, a common factor"]
     assert all(len({s["phi_0"], s["phi_1"], s["phi_2"]}) == 1 for s in common)
-    with pytest.raises(InputError, match="of one rescaling factor; there are phi_0, phi_1"):
+    with pytest.raises(InputError, match="transfer needs one rescaling factor; there are phi_0"):
         open_exploration("factors-1", runs_dir).analyze("transfer")
     with pytest.raises(InputError, match=r"model\.num_factors: 3"):
         open_exploration("widths-1", runs_dir).analyze("factors")
