@@ -5,8 +5,8 @@ Shapes: s seeds, i images; selection is on the validation split, test values sta
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from explorer.queries import Bound, PointTable
 from explorer.significance import Significance, significance
 from search_spaces.errors import InputError, unknown_name
 from search_spaces.problem import Objective
+from search_spaces.space import Config
 
 NUM_RESAMPLES = 10_000
 
@@ -40,6 +41,7 @@ class PairedDifference:
         num_settings: common settings that were averaged.
         num_images: paired images.
         num_seeds: of each method.
+        ways: of training of either method, where it was trained in several; see `in_best_ways`.
     """
 
     method: str
@@ -51,6 +53,7 @@ class PairedDifference:
     num_settings: int
     num_images: int
     num_seeds: int
+    ways: Mapping[str, Config] = field(default_factory=dict)
 
 
 def paired_difference(
@@ -143,6 +146,81 @@ def paired_differences(
             )
         )
     return differences
+
+
+def in_best_ways(
+    samples: Columns, columns: Columns, *, ways: Collection[str], quality: Objective
+) -> tuple[Columns, dict[str, Config]]:
+    """Each method's samples in its best way of training on validation, settings named without it.
+
+    A way of training is all that a training was made with of the conditionings `ways` that not
+    every method has; the best has the best mean over its settings and seeds. Without such
+    conditionings the samples are returned as they are.
+
+    Args:
+        samples: values per image of one split, one array per column.
+        columns: the measurements, likewise.
+        ways: names of conditionings that training was made with.
+        quality: decides.
+
+    Returns:
+        The samples, and of methods that have such conditionings the best way.
+    """
+    methods = list(dict.fromkeys(samples["method"].tolist()))
+    names = [
+        name
+        for name in ways
+        if f"conditioning/{name}" in samples
+        and not all(
+            any(map(_is_known, samples[f"conditioning/{name}"][samples["method"] == method]))
+            for method in methods
+        )
+    ]
+    if not names:
+        return samples, {}
+    best: dict[str, Config] = {}
+    kept = np.zeros(len(samples["method"]), dtype=bool)
+    for method in methods:
+        rows = np.flatnonzero((columns["method"] == method) & (columns["split"] == "val"))
+        way, trials = _best_way(columns, rows, names, quality)
+        kept |= (samples["method"] == method) & np.isin(samples["trial_id"].astype(str), trials)
+        if way:
+            best[method] = way
+    left = {name: values[kept] for name, values in samples.items()}
+    others = [
+        name
+        for name in (column.partition("conditioning/")[2] for column in left)
+        if name and name not in names
+    ]
+    _, first, settings = np.unique(
+        left["setting_id"].astype(str), return_index=True, return_inverse=True
+    )
+    ids = np.array([setting_id(_conditioning(left, row, others)) for row in first], dtype=object)
+    return {**left, "setting_id": ids[settings]}, best
+
+
+def _best_way(
+    columns: Columns, rows: NDArray[np.intp], names: Sequence[str], quality: Objective
+) -> tuple[Config, list[str]]:
+    """The best way among these rows, and the trainings that were made in it."""
+    trials, values = columns["trial_id"][rows].astype(str), columns[f"metric/{quality.name}"][rows]
+    _, first, which = np.unique(trials, return_index=True, return_inverse=True)
+    ways = [_conditioning(columns, row, names) for row in rows[first]]
+    alike = np.array([ways.index(way) for way in ways])
+    best = min(
+        set(alike.tolist()), key=lambda k: quality.to_loss(np.nanmean(values[alike[which] == k]))
+    )
+    return ways[best], trials[first][alike == best].tolist()
+
+
+def _conditioning(columns: Columns, row: int, names: Iterable[str]) -> Config:
+    """Of these names the values that a row has."""
+    values = {name: columns[f"conditioning/{name}"][row] for name in names}
+    return {name: value for name, value in values.items() if _is_known(value)}
+
+
+def _is_known(value: Any) -> bool:
+    return isinstance(value, str) or (value is not None and bool(np.isfinite(value)))
 
 
 def _settings(samples: Columns, rows: NDArray[np.bool_], method: str) -> set[str]:
@@ -264,6 +342,7 @@ def compare(
     method: str,
     objectives: Sequence[Objective],
     ranges: Mapping[str, tuple[float, float]],
+    ways: Collection[str] = (),
 ) -> dict[str, Any]:
     """How a method does against the others, as plain data.
 
@@ -272,7 +351,8 @@ def compare(
     difference on test, and chosen on validation the iso-accuracy saving and the iso-cost gain,
     where the last objective is a cost, which front dominates how much of the other, and, each
     at its best setting on validation, whether it is significantly better on test.
-    `ref_point` holds losses; `ranges` are those of the paired difference.
+    `ref_point` holds losses; `ranges` are those of the paired difference, which is one of each
+    method's best way of training where they were trained in several; see `in_best_ways`.
     """
     costs = method_costs(columns)
     quality, cost = objectives[0], objectives[-1]
@@ -289,11 +369,13 @@ def compare(
             **statistics[name],
             "best": best[name].to_json(),
         }
-    differences = (
-        []
-        if samples is None
-        else paired_differences(samples, method=method, metric=quality.name, ranges=ranges)
-    )
+    differences: list[PairedDifference] = []
+    if samples is not None:
+        held, best_ways = in_best_ways(samples, columns, ways=ways, quality=quality)
+        differences = [
+            replace(one, ways={n: w for n, w in best_ways.items() if n in (method, one.against)})
+            for one in paired_differences(held, method=method, metric=quality.name, ranges=ranges)
+        ]
     ref_point = _ref_point(tables.values(), objectives)
     scale = ref_point - _ideal_point(tables.values(), objectives)
     main_table = tables[method]

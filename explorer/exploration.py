@@ -501,6 +501,7 @@ class Exploration:
             method=method or self.spec.method,
             objectives=self.objectives,
             ranges=ranges or {},
+            ways=self.spec.train.grid,
         )
 
     def trials(self) -> list[dict[str, Any]]:

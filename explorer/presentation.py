@@ -128,7 +128,7 @@ def show_comparison(comparison: Mapping[str, Any]) -> None:
             )
     for row in comparison["paired_on_test"]:
         console.print(
-            f"{row['method']} minus {row['against']}, {row['metric']} on test: "
+            f"{_trained(row, 'method')} minus {_trained(row, 'against')}, {row['metric']} on test: "
             f"{100 * row['difference']:+.2f} points (95 % interval {100 * row['low']:+.2f} to "
             f"{100 * row['high']:+.2f}; {row['num_settings']} settings, "
             f"{row['num_images']} samples, {row['num_seeds']} "
@@ -160,6 +160,12 @@ def show_comparison(comparison: Mapping[str, Any]) -> None:
             f"that of {name}, and is dominated by it in "
             f"{100 * shares['share_of_own_dominated']:.0f} % of its points"
         )
+
+
+def _trained(row: Mapping[str, Any], which: str) -> str:
+    """A method, and the way of training that it was held to."""
+    way = row["ways"].get(row[which])
+    return f"{row[which]} ({_setting(way)})" if way else row[which]
 
 
 def _show_gain(

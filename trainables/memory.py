@@ -19,8 +19,9 @@ from search_spaces.space import Config
 from trainables.base import Trainable
 
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-# Of features: on the CPUs tried, steps took 1.3 to 2.0 times what is predicted. The rest is what
-# a library allocates for its convolutions, more or less by the processor.
+# Of features. Steps take 1.0 to 1.3 times what is predicted; the rest is what a library allocates
+# for its convolutions. Of tensors below 32 MiB the C library's heap keeps pieces beside: on the
+# CPUs tried it came to 1.2 to 2.2 times, differently in every run.
 MARGIN = 2.2
 STATES = 3  # of every parameter beside itself: its gradient and the two moments of Adam
 

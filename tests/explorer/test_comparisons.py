@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from explorer.comparisons import compare, method_costs, paired_difference, paired_differences
+from explorer.comparisons import (
+    compare,
+    in_best_ways,
+    method_costs,
+    paired_difference,
+    paired_differences,
+)
+from explorer.measurements import setting_id
 from search_spaces.errors import InputError
 from search_spaces.problem import Objective
 from tests.conftest import columns_of, row
@@ -144,6 +151,57 @@ def test_images_are_paired_by_id_and_not_by_order():
     rows += [sample("fixed", 0.1, image, value) for image, value in (("b", 0.0), ("a", 0.8))]
     (found,) = paired_differences(columns_of(rows), method="sshn", metric="dice", ranges={})
     np.testing.assert_allclose([found.difference, found.low, found.high], 0.1)
+
+
+def trained(method, phi, dice, split, **training):
+    """A row of the measurements, and one of the samples, of a network trained in some way."""
+    way = {f"conditioning/{name}": value for name, value in training.items()}
+    name = "-".join([method, *map(str, training.values())])
+    setting = setting_id({"phi": phi, **training})
+    made = row(phi, dice, method=method, split=split, trial_id=name, setting_id=setting, **way)
+    return {**made, "sample_id": "a"}
+
+
+def test_each_method_is_compared_in_its_best_way_of_training():
+    rows = [
+        trained(method, phi, dice + (0.05 if split == "test" else 0), split, **training)
+        for split in ("val", "test")
+        for phi in (0.1, 0.2)
+        for method, dice, training in [
+            ("sshn", 0.7, {"prior_width": 0.1, "draws": "common"}),
+            ("sshn", 0.9, {"prior_width": 0.5, "draws": "common"}),
+            ("sshn", 0.8, {"prior_width": 0.5, "draws": "separate"}),
+            ("film", 0.65, {"prior_width": 0.1}),
+            ("film", 0.6, {"prior_width": 0.5}),
+            ("fixed", 0.5, {}),
+        ]
+    ]
+    columns = columns_of(rows)
+    samples = {name: own[columns["split"] == "test"] for name, own in columns.items()}
+    question = {"method": "sshn", "objectives": (DICE, MACS), "ranges": {}}
+    found = compare(columns, samples, **question, ways=["prior_width", "draws", "power"])
+    film, fixed = found["paired_on_test"]
+    assert (film["against"], fixed["against"]) == ("film", "fixed")
+    assert film["difference"] == pytest.approx(0.9 - 0.65)
+    assert fixed["difference"] == pytest.approx(0.9 - 0.5)
+    assert film["num_settings"] == fixed["num_settings"] == 2
+    best = {"prior_width": 0.5, "draws": "common"}
+    assert fixed["ways"] == {"sshn": best}
+    assert film["ways"] == {"sshn": best, "film": {"prior_width": 0.1}}
+    assert compare(columns, samples, **question)["paired_on_test"] == []
+
+
+def test_ways_that_all_methods_have_are_settings_like_others():
+    rows = [
+        trained(method, 0.1, dice, split, amount=amount)
+        for split in ("val", "test")
+        for amount in (8.0, 24.0)
+        for method, dice in (("sshn", amount / 100), ("fixed", 0.0))
+    ]
+    columns = columns_of(rows)
+    held, best = in_best_ways(columns, columns, ways=["amount"], quality=DICE)
+    assert held is columns
+    assert best == {}
 
 
 def test_unknown_conditioning_in_a_range_is_refused():
@@ -293,6 +351,7 @@ def test_samples_add_the_paired_difference():
         "num_settings",
         "num_images",
         "num_seeds",
+        "ways",
     }
 
 

@@ -96,6 +96,29 @@ def test_every_width_of_the_prior_is_a_point_of_its_own(runs_dir):
     assert {p.num_seeds for p in points} == {2}
 
 
+def test_the_best_width_is_compared_with_networks_that_have_none(runs_dir, explorer):
+    exploration = open_exploration("widths-1", runs_dir)
+    (found,) = exploration.compare()["paired_on_test"]
+    assert found["against"] == "fixed"
+    assert found["num_settings"] == 2
+    (width,) = found["ways"]["sshn"].values()
+    table, fixed = exploration.points(method="sshn"), exploration.points(method="fixed")
+    means = {
+        w: np.mean([p.metrics["dice"] for p in points if p.conditioning["prior_width"] == w])
+        for points in [[table.point(index) for index in range(len(table))]]
+        for w in (0.0, 0.5)
+    }
+    assert width == max(means, key=means.get)
+    gains = [
+        table.find({**point.conditioning, "prior_width": width}).test_metrics["dice"]
+        - point.test_metrics["dice"]
+        for point in (fixed.point(index) for index in range(len(fixed)))
+    ]
+    assert found["difference"] == pytest.approx(np.mean(gains), rel=1e-6)
+    ended = explorer("frontier", "widths-1", "--compare", "--runs-dir", runs_dir)
+    assert f"sshn (prior_width = {width:g}) minus fixed, dice on test: " in ended.stdout
+
+
 def test_analyses_of_one_factor(runs_dir):
     rows = {name: analysed(runs_dir, "widths-1", name) for name in OF_ONE}
     shares = {r["structure"]: r["volume_share"] for r in rows["structures"]}
