@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.trainables.test_memory import CASES, of_steps
 from tests.trainables.test_scale_space import make
 from tests.trainables.test_train_loop import CONFIG, DATA, MODEL, KilledContext, KilledError
 from trainables.memory import MARGIN, step_memory
@@ -86,21 +87,9 @@ def test_a_materialised_network_is_evaluated_as_on_the_cpu(phi):
         np.testing.assert_allclose(values[1][name], value, atol=0.02)  # of 64 pixels
 
 
-@pytest.mark.parametrize(
-    ("network", "method", "phi"),
-    [("unet", "sshn", 0.5), ("unet", "film", 1.0), ("residual_unet", "stochastic", 0.5)],
-)
+@pytest.mark.parametrize(("network", "method", "phi"), CASES)
 def test_a_step_takes_what_is_predicted(network, method, phi):
-    trainable = make(
-        method,
-        network=NETWORKS[network],
-        network_name=network,
-        labels=("a", "b", "c"),
-        size=(192, 192),
-        encoder_widths=(24,) * 4,
-        decoder_widths=(24,) * 3,
-        hidden_sizes=(10, 16),
-    )
+    trainable = of_steps(network, method)
     predicted = step_memory(trainable, 8, {"phi": phi})
     module = trainable.build(0).to("cuda")
     before = torch.cuda.memory_allocated()

@@ -9,6 +9,7 @@ import pytest
 
 from tests.trainables.test_scale_space import make
 from trainables.memory import MARGIN, step_memory, whole_bytes
+from trainables.networks.architectures import NETWORKS
 
 # a step of training in a process of its own: prints how far the peak of its memory rises
 STEP = """
@@ -43,15 +44,12 @@ print(told("VmHWM") - before)
 """
 
 
-@pytest.mark.parametrize(
-    ("network", "method", "phi"),
-    [("unet", "sshn", 0.5), ("unet", "film", 1.0), ("residual_unet", "stochastic", 0.5)],
-)
-@pytest.mark.timeout(120)
-def test_a_step_takes_what_is_predicted_up_to_the_memory_of_convolutions(network, method, phi):
-    from trainables.networks.architectures import NETWORKS
+CASES = [("unet", "sshn", 0.5), ("unet", "film", 1.0), ("residual_unet", "stochastic", 0.5)]
 
-    trainable = make(
+
+def of_steps(network, method):
+    """The trainable whose steps STEP makes."""
+    return make(
         method,
         network=NETWORKS[network],
         network_name=network,
@@ -61,7 +59,12 @@ def test_a_step_takes_what_is_predicted_up_to_the_memory_of_convolutions(network
         decoder_widths=(24,) * 3,
         hidden_sizes=(10, 16),
     )
-    predicted = step_memory(trainable, 8, {"phi": phi})
+
+
+@pytest.mark.parametrize(("network", "method", "phi"), CASES)
+@pytest.mark.timeout(120)
+def test_a_step_takes_what_is_predicted_up_to_the_memory_of_convolutions(network, method, phi):
+    predicted = step_memory(of_steps(network, method), 8, {"phi": phi})
     command = [sys.executable, "-c", STEP, json.dumps([network, method, phi, 8])]
     # tensors in pages of their own: what the heap keeps of freed ones differs from run to run
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
