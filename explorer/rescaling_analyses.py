@@ -269,7 +269,7 @@ def _training_parameters(explored: Explored) -> Analysis:
 
 
 def _without_ways(spec: ExplorationSpec) -> str:
-    if spec.train.grid:
+    if any(len(values) > 1 for values in spec.train.grid.values()):
         return ""
     return "several ways of training, such as train.grid: {distillation: [0, 0.5]}"
 

@@ -9,7 +9,8 @@
 makes them there in the plain training context, several side by side, and `keep` puts them into the
 folder RUN of an exploration that was started and interrupted: `explorer resume` goes on with it.
 A training that is there already is not made again. Where a specification has several learning
-rates, make those of its first seed, then the other seeds' at the rates whose mean is best.
+rates, make those of its first seed, then the other seeds' at the rates whose mean is best. Both
+narrow what is asked for, and a method that `--rates` does not name keeps all of its rates.
 """
 
 import argparse
@@ -122,6 +123,8 @@ def run(
             asked.append((path.stem, job, target))
             if _trained(target, job) is None:
                 work.append((path.stem, {**job, "processes": processes}, target, device))
+    if not asked:
+        sys.exit("expected seeds, methods and rates of the listed trainings: none is left")
     work.sort(key=lambda one: -_size(one[1]))
     print(f"{len(work)} trainings, data read in {time.perf_counter() - start:.1f} s", flush=True)
     with multiprocessing.get_context("fork").Pool(processes) as pool:

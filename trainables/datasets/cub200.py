@@ -135,7 +135,7 @@ def _listing(root: Path) -> Listing:
                 (number, Sample(name, image_path, mask_path, 0, int(classes[number]) - 1))
             )
     present = [number for number, _ in samples]
-    pictures = (folder / "images").glob("*/[!.]*.jpg")
+    pictures = (path for path in (folder / "images").glob("*/[!.]*.jpg") if path.is_file())
     unlisted = {f"{path.parent.name}/{path.stem}" for path in pictures} - set(names.values())
     return Listing(
         root,

@@ -100,13 +100,13 @@ def _listing(root: Path) -> Listing:
             f" got {len(listed)} lines for {len(samples)} pictures; copy the official lists again"
         )
     present = [s for s in samples.values() if s.image_path.is_file() and s.mask_path.is_file()]
-    unlisted = {path.stem for path in images.glob("[!.]*.jpg")} - samples.keys()
+    standing = {path.stem for path in images.glob("[!.]*.jpg") if path.is_file()}
     return Listing(
         root,
         tuple(sorted(present, key=lambda s: s.id)),
         tuple(problems),
         lists,
-        unlisted=tuple(sorted(unlisted)),
+        unlisted=tuple(sorted(standing - samples.keys())),
     )
 
 
