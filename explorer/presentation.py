@@ -164,7 +164,7 @@ def show_comparison(comparison: Mapping[str, Any]) -> None:
 
 def _trained(row: Mapping[str, Any], which: str) -> str:
     """A method, and the way of training that it was held to."""
-    way = row["ways"].get(row[which])
+    way = row.get("ways", {}).get(row[which])  # documents of earlier versions tell none
     return f"{row[which]} ({_setting(way)})" if way else row[which]
 
 
